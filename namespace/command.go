@@ -1,0 +1,216 @@
+package namespace
+
+import (
+	"context"
+
+	"github.com/cairnfs/cairn/cas"
+)
+
+// Command is what the log orders: ops that happen together or not at all, the
+// later ones seeing what the earlier ones did.
+type Command struct {
+	// Time is the proposer's clock, in nanoseconds since 1970. Inode times
+	// take it as it is. History goes by log time, which is the latest Time
+	// seen so far and so never moves backwards.
+	Time int64
+	Ops  []Op // at most MaxOps
+}
+
+// Op is one change: a pointer to one of the types below.
+type Op interface{ op() }
+
+// Create makes an inode and its first name. Its times are the command's Time.
+// In a directory with the setgid bit it takes the directory's group, and a
+// directory the bit as well.
+type Create struct {
+	Parent   Ino
+	Name     string
+	Mode     uint32 // with the type; a symbolic link's permissions are 0777 always
+	UID, GID uint32
+	Rdev     uint32   // of devices, else ignored
+	Target   string   // of a symbolic link, else empty
+	Content  *Content // of a regular file, may be nil
+	Size     int64    // of a regular file
+}
+
+// Link gives the inode, which must not be a directory or an orphan, another name.
+type Link struct {
+	Ino    Ino
+	Parent Ino
+	Name   string
+}
+
+// Unlink removes a name that is not a directory's. Without its last name the
+// inode is an orphan, readable and writable by number until Reap.
+type Unlink struct {
+	Parent Ino
+	Name   string
+}
+
+// Rmdir removes an empty directory, which is an orphan until Reap.
+type Rmdir struct {
+	Parent Ino
+	Name   string
+}
+
+// Rename moves a name, replacing what the new name refers to if the kinds
+// agree: a file by a file, an empty directory by a directory. If both names
+// refer to the same inode nothing happens. Exchange swaps the two; it excludes
+// NoReplace.
+type Rename struct {
+	Parent    Ino
+	Name      string
+	NewParent Ino
+	NewName   string
+	NoReplace bool // fail with ErrExist if the new name exists
+	Exchange  bool
+}
+
+// AttrMask says which fields of a SetAttr count.
+type AttrMask uint32
+
+// The bits of an AttrMask.
+const (
+	AttrMode AttrMask = 1 << iota
+	AttrUID
+	AttrGID
+	AttrAtime
+	AttrMtime
+	attrAll = AttrMode | AttrUID | AttrGID | AttrAtime | AttrMtime
+)
+
+// SetAttr changes attributes. An empty mask changes nothing, not even ctime.
+type SetAttr struct {
+	Ino          Ino
+	Mask         AttrMask
+	Mode         uint32 // permission bits; type bits must be absent or right
+	UID, GID     uint32
+	Atime, Mtime int64
+	KillPriv     bool // see SetContent; wins over Mode
+}
+
+// Truncate sets the size of a regular file. Bytes beyond it are gone, bytes
+// gained are zeros. It sets mtime to the command's Time.
+type Truncate struct {
+	Ino      Ino
+	Size     int64
+	KillPriv bool // see SetContent
+}
+
+// SetContent replaces the content of a regular file.
+type SetContent struct {
+	Ino     Ino
+	Base    uint64 // the Version that Content builds on, else ErrConflict; not looked at for Created
+	Content Content
+	Size    int64
+	// Mtime is the time of the last write that Content contains, 0 if the
+	// bytes are unchanged and so are the times. It becomes the mtime unless
+	// that was set, by SetAttr or Truncate, at a later time; ctime becomes
+	// at least Mtime. The command's own Time does not count, because content
+	// may be committed long after the write.
+	Mtime int64
+	// KillPriv takes away what a write or chown by the unprivileged takes
+	// away: setuid, setgid if the group may execute, and the attribute
+	// security.capability. It is nothing to directories.
+	KillPriv bool
+}
+
+// XattrFlag is a condition of SetXattr, with the values of setxattr(2).
+type XattrFlag uint32
+
+// The conditions of SetXattr.
+const (
+	XattrCreate  XattrFlag = 1 // ErrExist if there is such an attribute
+	XattrReplace XattrFlag = 2 // ErrNoAttr if there is none
+)
+
+// SetXattr sets an extended attribute.
+type SetXattr struct {
+	Ino   Ino
+	Name  string
+	Value []byte
+	Flag  XattrFlag
+}
+
+// RemoveXattr removes an extended attribute.
+type RemoveXattr struct {
+	Ino  Ino
+	Name string
+}
+
+// Reap removes an orphan for good.
+type Reap struct{ Ino Ino }
+
+// Pin keeps the tree under a CID from being collected. Pinning again changes
+// the name.
+type Pin struct {
+	CID  cas.CID
+	Name string
+}
+
+// Unpin removes a pin.
+type Unpin struct{ CID cas.CID }
+
+// Snapshot keeps the instant after this command readable, whatever is trimmed.
+type Snapshot struct{ Name string }
+
+// DropSnapshot forgets a snapshot; what only it kept goes with later trims.
+type DropSnapshot struct{ Name string }
+
+// TrimHistory removes values that were overwritten before an instant, which is
+// the later of Index and the last command known to be not after Time. It
+// removes at most MaxTrim values; Result.More says that there are more.
+type TrimHistory struct {
+	Index uint64
+	Time  int64
+}
+
+// MaxTrim bounds the values that one TrimHistory looks at.
+const MaxTrim = 1000
+
+func (*Create) op()       {}
+func (*Link) op()         {}
+func (*Unlink) op()       {}
+func (*Rmdir) op()        {}
+func (*Rename) op()       {}
+func (*SetAttr) op()      {}
+func (*Truncate) op()     {}
+func (*SetContent) op()   {}
+func (*SetXattr) op()     {}
+func (*RemoveXattr) op()  {}
+func (*Reap) op()         {}
+func (*Pin) op()          {}
+func (*Unpin) op()        {}
+func (*Snapshot) op()     {}
+func (*DropSnapshot) op() {}
+func (*TrimHistory) op()  {}
+
+// Result is what a command did.
+type Result struct {
+	Index uint64 // the command's place in the log
+	// Err is nil, or why nothing was done: one of the errors of this
+	// package. FailedOp is then the place of the op that was refused.
+	Err      error
+	FailedOp int
+	// Inodes holds, for each op, the inode it made, changed or (Reap)
+	// removed, as it was after the op; of Rename the inode moved. For ops
+	// without one it is zero.
+	Inodes []Inode
+	// Orphan is the inode that lost its last name, 0 if none did; of
+	// several, the last (Orphans lists all).
+	Orphan Ino
+	// Replaced is the inode that Rename took the new name from, or swapped
+	// with, 0 if none.
+	Replaced Ino
+	More     bool // TrimHistory left some over
+}
+
+// Log orders commands and applies them to a State.
+type Log interface {
+	// Propose puts cmd in the log and returns its result after it has been
+	// applied here. An error says that the outcome is unknown or that the
+	// log has failed; the command's own failure is in Result.Err.
+	Propose(ctx context.Context, cmd *Command) (Result, error)
+	// Sync returns when all that was proposed before survives a power loss.
+	Sync(ctx context.Context) error
+}

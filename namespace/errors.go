@@ -1,0 +1,43 @@
+package namespace
+
+import (
+	"errors"
+	"fmt"
+)
+
+// What a command or a read can fail with by its own fault. Compare with
+// errors.Is; the system call error that each stands for is in brackets.
+var (
+	ErrNotFound     = errors.New("no such inode or name")                        // ENOENT
+	ErrExist        = errors.New("name exists")                                  // EEXIST
+	ErrNotDir       = errors.New("not a directory")                              // ENOTDIR
+	ErrIsDir        = errors.New("is a directory")                               // EISDIR
+	ErrNotEmpty     = errors.New("directory is not empty")                       // ENOTEMPTY
+	ErrNameTooLong  = errors.New("name is too long")                             // ENAMETOOLONG
+	ErrInvalid      = errors.New("invalid argument")                             // EINVAL
+	ErrPerm         = errors.New("not permitted")                                // EPERM: a second name for a directory
+	ErrTooLarge     = errors.New("file is too large")                            // EFBIG
+	ErrTooManyLinks = errors.New("too many links")                               // EMLINK
+	ErrNoAttr       = errors.New("no such attribute")                            // ENODATA
+	ErrAttrTooLarge = errors.New("attribute is too large")                       // E2BIG
+	ErrAttrSpace    = errors.New("no space left for attributes of this inode")   // ENOSPC
+	ErrConflict     = errors.New("content has changed since the base version")   // not for the kernel: rebase and retry
+	ErrLoop         = fmt.Errorf("%w: directory moved below itself", ErrInvalid) // EINVAL
+	// ErrTrimmed says that the history of the instant asked for is gone.
+	ErrTrimmed = errors.New("history has been trimmed") // ESTALE
+)
+
+// Errors of the machine itself rather than of a command.
+var (
+	// ErrApplied says that Apply was given an index it has already applied.
+	// Nothing was changed.
+	ErrApplied = errors.New("index is already applied")
+	// ErrFailed says that an earlier I/O error ended this State; it wraps
+	// that error. Only opening the database anew helps.
+	ErrFailed = errors.New("namespace has failed")
+	// ErrCorrupt says that a stored record or a command cannot be read.
+	ErrCorrupt = errors.New("namespace record is corrupt")
+	// ErrVersion says that a stored record or a command was written in a
+	// format this program does not know.
+	ErrVersion = errors.New("unknown format version")
+)
