@@ -1,0 +1,74 @@
+package volume
+
+import (
+	"syscall"
+
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// Attr is what stat says of an inode: the namespace's record with what open
+// files have not committed yet laid over it.
+type Attr struct {
+	Ino        namespace.Ino
+	Generation uint64
+	Mode       uint32 // permissions and type, as in stat(2)
+	Nlink      uint32
+	UID, GID   uint32
+	Rdev       uint32
+	Size       int64 // bytes
+	Blocks     int64 // units of 512 bytes, as if the file had no holes
+	Atime      int64 // nanoseconds since 1970, as the others
+	Mtime      int64
+	Ctime      int64
+	Version    uint64 // changes with the content
+}
+
+// Caller is who asks: the owner of what is created.
+type Caller struct {
+	UID, GID uint32
+	PID      uint32
+	Umask    uint32
+}
+
+// SetAttrMask says which fields of a SetAttr count.
+type SetAttrMask uint32
+
+// The fields of SetAttr.
+const (
+	SetMode SetAttrMask = 1 << iota
+	SetUID
+	SetGID
+	SetSize
+	SetAtime
+	SetMtime
+)
+
+// SetAttr is a change of attributes: chmod, chown, truncate and utimens in one,
+// as FUSE sends them.
+type SetAttr struct {
+	Valid        SetAttrMask
+	Mode         uint32 // permissions; the type cannot change
+	UID, GID     uint32
+	Size         int64
+	Atime, Mtime int64 // nanoseconds since 1970
+	KillPriv     bool  // clear setuid and setgid as chown and truncate by others do
+}
+
+func attrOf(n *namespace.Inode) Attr {
+	return Attr{
+		Ino: n.Ino, Generation: n.Generation, Mode: n.Mode, Nlink: n.Nlink,
+		UID: n.UID, GID: n.GID, Rdev: n.Rdev,
+		Size: sizeOf(n), Blocks: blocks(sizeOf(n)),
+		Atime: n.Atime, Mtime: n.Mtime, Ctime: n.Ctime,
+		Version: n.Version,
+	}
+}
+
+func sizeOf(n *namespace.Inode) int64 {
+	if n.Mode&syscall.S_IFMT == syscall.S_IFLNK {
+		return int64(len(n.Target))
+	}
+	return n.Size
+}
+
+func blocks(size int64) int64 { return size/512 + min(size%512, 1) }

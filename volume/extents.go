@@ -1,0 +1,206 @@
+package volume
+
+import (
+	"github.com/tidwall/btree"
+
+	"github.com/cairnfs/cairn/index/journal"
+)
+
+// Written ranges of a file that are not part of its tree yet are kept as
+// extents: non-overlapping, ordered by offset, each with its bytes in memory,
+// in a journal record, or both. This file is the map of them and holds no lock.
+
+// maxExtent bounds an extent that grows by appending, in bytes. It is also the
+// largest write that FUSE sends, so that a stream of those costs one buffer each.
+const maxExtent = 1 << 20
+
+// extent is one written range. An extent with seq != 0 is never changed in
+// place: its bytes must stay those of the record.
+type extent struct {
+	off int64
+	n   int64
+	mem []byte           // n bytes, or nil when they are only in the journal
+	seq journal.Seq      // record that holds the bytes; 0: none
+	at  journal.Location // payload of that record
+	pos int64            // where in the payload the extent begins
+}
+
+func (e extent) end() int64 { return e.off + e.n }
+
+// slice returns the part [from, to) of e.
+func (e extent) slice(from, to int64) extent {
+	d := from - e.off
+	s := extent{off: from, n: to - from, seq: e.seq, at: e.at, pos: e.pos + d}
+	if e.mem != nil {
+		s.mem = e.mem[d : d+s.n : d+s.n]
+	}
+	return s
+}
+
+// extents is a set of extents. The zero value is empty.
+type extents struct {
+	byEnd btree.Map[int64, extent] // keyed by end, so that a search finds what reaches past an offset
+	mem   int64                    // bytes in memory
+	bytes int64                    // bytes in all
+	loose int64                    // bytes without a record
+}
+
+func (m *extents) empty() bool { return m.byEnd.Len() == 0 }
+
+func (m *extents) add(e extent) {
+	m.byEnd.Set(e.end(), e)
+	m.count(e, 1)
+}
+
+func (m *extents) remove(e extent) {
+	m.byEnd.Delete(e.end())
+	m.count(e, -1)
+}
+
+func (m *extents) count(e extent, sign int64) {
+	m.bytes += sign * e.n
+	if e.mem != nil {
+		m.mem += sign * e.n
+	}
+	if e.seq == 0 {
+		m.loose += sign * e.n
+	}
+}
+
+// each calls fn for the extents that overlap [from, to), in order, until fn
+// returns false. fn must not change the map.
+func (m *extents) each(from, to int64, fn func(extent) bool) {
+	m.byEnd.Ascend(from+1, func(_ int64, e extent) bool {
+		return e.off < to && fn(e)
+	})
+}
+
+// overlapping returns the extents that overlap [from, to), in order.
+func (m *extents) overlapping(from, to int64) []extent {
+	var list []extent
+	m.each(from, to, func(e extent) bool {
+		list = append(list, e)
+		return true
+	})
+	return list
+}
+
+// clear removes [from, to), splitting the extents that straddle its ends.
+func (m *extents) clear(from, to int64) {
+	for _, e := range m.overlapping(from, to) {
+		m.remove(e)
+		if e.off < from {
+			m.add(e.slice(e.off, from))
+		}
+		if e.end() > to {
+			m.add(e.slice(to, e.end()))
+		}
+	}
+}
+
+// put replaces whatever overlaps e by e.
+func (m *extents) put(e extent) {
+	m.clear(e.off, e.end())
+	m.add(e)
+}
+
+// write copies p into the map at off.
+func (m *extents) write(p []byte, off int64) {
+	if m.extend(p, off) || m.overwrite(p, off) {
+		return
+	}
+	m.clear(off, off+int64(len(p)))
+	m.add(extent{off: off, n: int64(len(p)), mem: append(make([]byte, 0, bufferSize(len(p))), p...)})
+}
+
+// extend appends p to the extent that ends at off, if there is one in memory
+// with nothing behind it and room to grow. It makes many small writes in a row
+// one extent.
+func (m *extents) extend(p []byte, off int64) bool {
+	e, ok := m.byEnd.Get(off)
+	if !ok || e.seq != 0 || e.n+int64(len(p)) > maxExtent {
+		return false
+	}
+	overlaps := false
+	m.each(off, off+int64(len(p)), func(extent) bool { overlaps = true; return false })
+	if overlaps {
+		return false
+	}
+	m.remove(e)
+	if need := len(e.mem) + len(p); need > cap(e.mem) {
+		e.mem = append(make([]byte, 0, bufferSize(need)), e.mem...)
+	}
+	e.mem = append(e.mem, p...)
+	e.n = int64(len(e.mem))
+	m.add(e)
+	return true
+}
+
+// overwrite copies p into an extent that covers it whole and has no record.
+func (m *extents) overwrite(p []byte, off int64) bool {
+	done := false
+	m.each(off, off+1, func(e extent) bool {
+		if e.off <= off && e.end() >= off+int64(len(p)) && e.seq == 0 {
+			copy(e.mem[off-e.off:], p)
+			done = true
+		}
+		return false
+	})
+	return done
+}
+
+// run returns the extents that follow each other without a gap from off on.
+func (m *extents) run(off int64) []extent {
+	var list []extent
+	m.byEnd.Ascend(off+1, func(_ int64, e extent) bool {
+		if e.off != off {
+			return false
+		}
+		list = append(list, e)
+		off = e.end()
+		return true
+	})
+	return list
+}
+
+// all returns every extent in order.
+func (m *extents) all() []extent { return m.byEnd.Values() }
+
+// under puts the extents of lower into m where m has nothing: what was on its
+// way out comes back beneath what was written since.
+func (m *extents) under(lower *extents) {
+	for _, e := range lower.all() {
+		from := e.off
+		for _, above := range m.overlapping(e.off, e.end()) {
+			if above.off > from {
+				m.add(e.slice(from, above.off))
+			}
+			from = above.end()
+		}
+		if from < e.end() {
+			m.add(e.slice(from, e.end()))
+		}
+	}
+}
+
+// oldest returns the lowest record that an extent lives in, 0 if none does.
+func (m *extents) oldest() journal.Seq {
+	var low journal.Seq
+	m.byEnd.Scan(func(_ int64, e extent) bool {
+		if e.seq != 0 && (low == 0 || e.seq < low) {
+			low = e.seq
+		}
+		return true
+	})
+	return low
+}
+
+// bufferSize rounds n up to the next power of two from 4 KiB on, so that
+// appending copies each byte at most about twice.
+func bufferSize(n int) int {
+	size := 4 << 10
+	for size < n {
+		size *= 2
+	}
+	return size
+}

@@ -1,0 +1,261 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// file is the content of one regular file while it is open or not yet wholly in
+// the namespace. Its bytes lie in layers, the upper hiding the lower:
+//
+//	dirty    what was written and not moved on yet
+//	frozen   what is being moved down right now; immutable
+//	base     what is stored: a tree, a few inline bytes, or the unfinished
+//	         tree of a stream that appends to it
+//	zeros    from the end of the base to the size
+//
+// Bytes move down in two ways. A stream takes what is appended at the end of
+// the base and cuts it into blocks while the file is still being written.
+// A commit folds all that is dirty into the base and names the result. In
+// between, fsync and memory pressure write dirty extents to the journal, from
+// which a restart puts them back.
+//
+// Two locks: mu guards the fields and is held for memory copies only; move is
+// held by whoever moves bytes down, truncates or commits, across I/O. move is
+// taken before mu.
+type file struct {
+	v   *Volume
+	ino namespace.Ino
+
+	opens int // handles, and operations under way; guarded by v.mu
+
+	move sync.Mutex
+
+	mu     sync.Mutex
+	dirty  extents
+	frozen extents
+	base   base
+	size   int64
+	mtime  int64 // of the last write or utimens, nanoseconds
+	ctime  int64
+	// changed says that size, mtime or content differ from the namespace.
+	changed bool
+	since   time.Time   // when it began to differ
+	folded  journal.Seq // records up to this one are contained in the committed content
+	last    journal.Seq // newest record of this file
+	first   journal.Seq // oldest record the file may need after a restart; 0: none
+	touched uint64      // counts writes
+	orphan  bool        // has no name any more
+
+	committed namespace.Inode // as of the last command of ours; guarded by move
+	err       error           // why the last attempt to move bytes down failed; guarded by mu
+}
+
+// base is the stored layer of a file: exactly one of inline, reader and stream
+// is set, or none for an empty file.
+type base struct {
+	inline []byte
+	reader *manifest.Reader
+	stream *stream
+	root   manifest.Root // what reader reads
+	length int64         // bytes of it that count
+}
+
+// stream is a tree that is still growing at its end.
+type stream struct {
+	mu sync.Mutex // a Writer serves one goroutine at a time
+	w  *manifest.Writer
+}
+
+func (v *Volume) newFile(n namespace.Inode) *file {
+	return &file{
+		v: v, ino: n.Ino, base: v.baseOf(n.Content), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
+		folded: journal.Seq(n.Content.Folded), committed: n,
+	}
+}
+
+func (v *Volume) baseOf(c namespace.Content) base {
+	b := base{length: c.Length}
+	switch {
+	case len(c.Inline) > 0:
+		b.inline, b.length = c.Inline, int64(len(c.Inline))
+	case c.Root.Defined():
+		b.root = manifest.Root{CID: c.Root, Size: c.TreeSize}
+		b.reader = v.reader(b.root)
+	}
+	return b
+}
+
+// readAt fills p with the bytes of the base at off, zeros from its end on.
+func (b *base) readAt(ctx context.Context, p []byte, off int64) error {
+	n := int(max(0, min(int64(len(p)), b.length-off)))
+	clear(p[n:])
+	if n == 0 {
+		return nil
+	}
+	var err error
+	switch {
+	case b.stream != nil:
+		b.stream.mu.Lock()
+		_, err = b.stream.w.ReadAt(ctx, p[:n], off)
+		b.stream.mu.Unlock()
+	case b.reader != nil:
+		_, err = b.reader.ReadAt(ctx, p[:n], off)
+	default:
+		copy(p[:n], b.inline[off:])
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return err
+}
+
+// read fills p from off on and returns how much of it lies before the end of
+// the file.
+func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
+	type piece struct {
+		p   []byte
+		off int64
+		e   extent // where the bytes are; e.seq == 0: in the base
+	}
+	f.mu.Lock()
+	if off >= f.size {
+		f.mu.Unlock()
+		return 0, nil
+	}
+	p = p[:min(int64(len(p)), f.size-off)]
+	var (
+		rest []piece // what cannot be copied under the lock
+		scan func(layer int, from, to int64)
+	)
+	scan = func(layer int, from, to int64) {
+		if layer == 2 {
+			rest = append(rest, piece{p: p[from-off : to-off], off: from})
+			return
+		}
+		m := &f.dirty
+		if layer == 1 {
+			m = &f.frozen
+		}
+		m.each(from, to, func(e extent) bool {
+			e = e.slice(max(e.off, from), min(e.end(), to))
+			if e.off > from {
+				scan(layer+1, from, e.off)
+			}
+			if e.mem != nil {
+				copy(p[e.off-off:], e.mem)
+			} else {
+				rest = append(rest, piece{p: p[e.off-off : e.end()-off], off: e.off, e: e})
+			}
+			from = e.end()
+			return true
+		})
+		if from < to {
+			scan(layer+1, from, to)
+		}
+	}
+	if f.dirty.empty() && f.frozen.empty() {
+		rest = append(rest, piece{p: p, off: off})
+	} else {
+		scan(0, off, off+int64(len(p)))
+	}
+	b := f.base
+	if slices.ContainsFunc(rest, func(r piece) bool { return r.e.seq != 0 }) {
+		// The records must stay in the journal while they are read, even
+		// if the file is folded in between.
+		f.v.trimming.RLock()
+		defer f.v.trimming.RUnlock()
+	}
+	f.mu.Unlock()
+	for _, r := range rest {
+		var err error
+		if r.e.seq != 0 {
+			err = f.v.o.Journal.ReadAt(r.p, r.e.at, r.e.pos)
+		} else {
+			err = b.readAt(ctx, r.p, r.off)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("read inode %d at %d: %w", f.ino, r.off, err)
+		}
+	}
+	return len(p), nil
+}
+
+// write puts p into the dirty layer at off, or at the end of the file if
+// atEnd, and returns once it is there.
+func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool) error {
+	if err := f.v.admit(ctx, f); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	if atEnd {
+		off = f.size
+	}
+	if off < 0 || off > maxSize-int64(len(p)) {
+		f.mu.Unlock()
+		return ErrTooBig
+	}
+	before := f.dirty.mem
+	for len(p) > 0 {
+		n := min(len(p), maxExtent)
+		f.dirty.write(p[:n], off)
+		p, off = p[n:], off+int64(n)
+	}
+	f.v.mem.Add(f.dirty.mem - before)
+	f.size = max(f.size, off)
+	f.touch(f.v.now())
+	// A stream is worth its while once this much waits at the end of the base.
+	ready := f.dirty.bytes >= streamMin && f.streamable() >= streamMin
+	f.mu.Unlock()
+	if ready {
+		f.v.drain(f)
+	}
+	return nil
+}
+
+// touch marks the content as changed at t.
+func (f *file) touch(t int64) {
+	f.mtime, f.ctime = t, t
+	f.touched++
+	if !f.changed {
+		f.changed, f.since = true, time.Unix(0, t)
+	}
+}
+
+// streamable returns how many dirty bytes follow the end of the base without a
+// gap.
+func (f *file) streamable() int64 {
+	var n int64
+	if f.frozen.empty() {
+		for _, e := range f.dirty.run(f.base.length) {
+			n += e.n
+		}
+	}
+	return n
+}
+
+// attr lays what is not committed yet over the namespace's record.
+func (f *file) attr(a *Attr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a.Size, a.Blocks = f.size, blocks(f.size)
+	if f.changed {
+		a.Mtime = f.mtime
+		a.Ctime = max(a.Ctime, f.ctime)
+	}
+}
+
+// clean reports whether the namespace knows everything about the file.
+func (f *file) clean() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.changed && f.dirty.empty() && f.frozen.empty() && f.base.stream == nil
+}

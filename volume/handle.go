@@ -1,0 +1,61 @@
+package volume
+
+import (
+	"context"
+	"syscall"
+
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// Handle is an open regular file. Release ends it; all other methods may be
+// called at the same time.
+type Handle struct {
+	f     *file
+	flags uint32 // of open(2)
+}
+
+// Ino returns the inode that is open.
+func (h *Handle) Ino() namespace.Ino { return h.f.ino }
+
+// KeepCache reports whether pages that the kernel holds of the file are still
+// right. In a group of one they are: nobody but this kernel writes.
+func (h *Handle) KeepCache() bool { return true }
+
+// Read fills p from off on and returns the number of bytes, which is less than
+// len(p) only where the file ends.
+func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
+	return h.f.read(ctx, p, off)
+}
+
+// Write stores p at off, at the end if the handle was opened with O_APPEND, and
+// returns len(p). With O_SYNC or O_DSYNC it is durable on return. The handle
+// does not keep p.
+func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := h.f.write(ctx, p, off, h.flags&syscall.O_APPEND != 0); err != nil {
+		return 0, err
+	}
+	if h.flags&(syscall.O_SYNC|syscall.O_DSYNC) != 0 {
+		if err := h.Fsync(ctx, h.flags&syscall.O_SYNC != syscall.O_SYNC); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// Flush runs at each close(2) of a descriptor. What streams is committed, what
+// is small is committed, what was written here and there into a large file
+// stays dirty until it is folded in the background.
+func (h *Handle) Flush(ctx context.Context) error {
+	return h.f.settle(ctx)
+}
+
+// Fsync returns when the file's content, size and name are durable.
+func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
+	if err := h.f.secure(ctx); err != nil {
+		return err
+	}
+	return h.f.v.syncLog(ctx)
+}
+
+// Release ends the handle.
+func (h *Handle) Release() { h.f.v.release(h.f) }

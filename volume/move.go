@@ -1,0 +1,465 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// How bytes move down, from the dirty layer into blocks and names. Everything
+// here runs with file.move held and takes file.mu for moments only, so that
+// reads and writes go on meanwhile.
+
+// drainTail streams what is dirty at the end of the base into its tree, until
+// less than streamMin is left there.
+func (f *file) drainTail(ctx context.Context) error {
+	for {
+		f.mu.Lock()
+		if f.streamable() < streamMin {
+			f.mu.Unlock()
+			return nil
+		}
+		run := f.dirty.run(f.base.length)
+		for _, e := range run {
+			f.dirty.remove(e)
+			f.frozen.add(e)
+		}
+		f.mu.Unlock()
+		if err := f.feed(ctx, run); err != nil {
+			f.thaw(err)
+			return err
+		}
+	}
+}
+
+// feed appends run, which is frozen and begins at the end of the base, to the
+// file's stream, and begins one if there is none.
+func (f *file) feed(ctx context.Context, run []extent) error {
+	if err := f.ensureStream(ctx); err != nil {
+		return err
+	}
+	s := f.base.stream
+	for _, e := range run {
+		p, err := f.v.bytesOf(e)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		err = s.w.Write(ctx, p)
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.base.length = e.end()
+		f.drop(&f.frozen, e)
+		f.mu.Unlock()
+	}
+	return nil
+}
+
+// ensureStream makes the base one that can grow at its end.
+func (f *file) ensureStream(ctx context.Context) error {
+	b := f.base
+	if b.stream != nil {
+		return nil
+	}
+	var w *manifest.Writer
+	switch {
+	case b.reader != nil && b.length == b.root.Size:
+		var err error
+		if w, err = manifest.AppendTo(ctx, f.v.o.Store, f.v.o.Format, b.root); err != nil {
+			return err
+		}
+	case b.reader != nil:
+		root, err := manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, b.root, b.length, nil)
+		if err != nil {
+			return err
+		}
+		if w, err = manifest.AppendTo(ctx, f.v.o.Store, f.v.o.Format, root); err != nil {
+			return err
+		}
+	default:
+		w = manifest.NewWriter(f.v.o.Store, f.v.o.Format)
+		if err := w.Write(ctx, b.inline); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	f.base = base{stream: &stream{w: w}, length: b.length}
+	f.mu.Unlock()
+	return nil
+}
+
+// drop forgets e, whose bytes have moved down. Called with mu held.
+func (f *file) drop(m *extents, e extent) {
+	m.remove(e)
+	if e.mem != nil {
+		f.v.mem.Add(-e.n)
+	}
+}
+
+// thaw puts what is frozen back beneath what was written since, because moving
+// it down failed with err.
+func (f *file) thaw(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := f.dirty.mem + f.frozen.mem
+	f.dirty.under(&f.frozen)
+	f.frozen = extents{}
+	f.v.mem.Add(f.dirty.mem - before) // what newer writes hide is gone
+	f.err = err
+}
+
+// commit folds everything written so far into the base and names the result.
+func (f *file) commit(ctx context.Context) error {
+	f.mu.Lock()
+	if !f.changed && f.dirty.empty() && f.base.stream == nil {
+		f.mu.Unlock()
+		return nil
+	}
+	f.frozen, f.dirty = f.dirty, extents{}
+	size, last, touched := f.size, f.last, f.touched
+	f.mu.Unlock()
+
+	content, err := f.fold(ctx, size)
+	if err != nil {
+		f.thaw(err)
+		return fmt.Errorf("store the content of inode %d: %w", f.ino, err)
+	}
+	content.Folded = uint64(max(f.folded, last))
+	if err := f.name(ctx, content, size); err != nil {
+		f.thaw(err)
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.v.mem.Add(-f.frozen.mem)
+	f.frozen = extents{}
+	f.base = f.v.baseOf(content)
+	f.folded, f.first = last, 0
+	f.err = nil
+	f.changed = f.touched != touched // what was written meanwhile is for the next commit
+	return nil
+}
+
+// fold makes content of size bytes out of the base and what is frozen.
+func (f *file) fold(ctx context.Context, size int64) (namespace.Content, error) {
+	if size <= namespace.MaxInline {
+		p := make([]byte, size)
+		if err := f.readFrozen(ctx, p); err != nil {
+			return namespace.Content{}, err
+		}
+		return namespace.Content{Inline: p, Length: size}, nil
+	}
+	root, err := f.foldTree(ctx, size)
+	if err != nil {
+		return namespace.Content{}, err
+	}
+	return namespace.Content{Root: root.CID, TreeSize: root.Size, Length: root.Size}, nil
+}
+
+func (f *file) foldTree(ctx context.Context, size int64) (manifest.Root, error) {
+	if f.base.stream == nil && f.base.reader == nil {
+		if err := f.ensureStream(ctx); err != nil {
+			return manifest.Root{}, err
+		}
+	}
+	root := f.base.root
+	if s := f.base.stream; s != nil {
+		f.mu.Lock()
+		run := f.frozen.run(f.base.length)
+		f.mu.Unlock()
+		if err := f.feed(ctx, run); err != nil {
+			return root, err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		var err error
+		if root, err = s.w.Snapshot(ctx); err != nil {
+			return root, err
+		}
+	}
+	edits := f.edits(size)
+	if len(edits) == 0 && root.Size == size {
+		return root, nil
+	}
+	return manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, root, size, edits)
+}
+
+// edits describes what is frozen, and the zeros that hide the end of a tree of
+// which less than the whole counts, as changes of the base's tree.
+func (f *file) edits(size int64) []manifest.Edit {
+	var edits []manifest.Edit
+	zero := func(from, to int64) {
+		from, to = max(from, f.base.length), min(to, f.base.root.Size, size)
+		if from < to {
+			edits = append(edits, manifest.Edit{Off: from, Len: to - from})
+		}
+	}
+	pos := int64(0)
+	for _, e := range f.frozen.all() {
+		zero(pos, e.off)
+		edits = append(edits, manifest.Edit{Off: e.off, Len: e.n, Data: extentReader{f.v, e}})
+		pos = e.end()
+	}
+	if f.base.stream == nil {
+		zero(pos, size)
+	}
+	return edits
+}
+
+// extentReader reads an extent by offsets of the file.
+type extentReader struct {
+	v *Volume
+	e extent
+}
+
+func (r extentReader) ReadAt(p []byte, off int64) (int, error) {
+	n := int(max(0, min(int64(len(p)), r.e.end()-off)))
+	if n > 0 {
+		e := r.e.slice(off, off+int64(n))
+		if e.mem != nil {
+			copy(p, e.mem)
+		} else if err := r.v.o.Journal.ReadAt(p[:n], e.at, e.pos); err != nil {
+			return 0, err
+		}
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// readFrozen fills p, the beginning of the file, from the frozen layer and the
+// base.
+func (f *file) readFrozen(ctx context.Context, p []byte) error {
+	if err := f.base.readAt(ctx, p, 0); err != nil {
+		return err
+	}
+	for _, e := range f.frozen.overlapping(0, int64(len(p))) {
+		e = e.slice(e.off, min(e.end(), int64(len(p))))
+		if _, err := (extentReader{f.v, e}).ReadAt(p[e.off:e.end()], e.off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// name tells the namespace of new content.
+func (f *file) name(ctx context.Context, c namespace.Content, size int64) error {
+	f.mu.Lock()
+	mtime := f.mtime
+	f.mu.Unlock()
+	res, err := f.v.propose(ctx, &namespace.SetContent{
+		Ino: f.ino, Base: f.committed.Version, Content: c, Size: size, Mtime: mtime,
+	})
+	if err != nil {
+		return fmt.Errorf("name the content of inode %d: %w", f.ino, err)
+	}
+	f.committed = res.Inodes[0]
+	return nil
+}
+
+// settle is what close(2) does: commit, unless that would mean to rewrite parts
+// of a large file, which is left to the background.
+func (f *file) settle(ctx context.Context) error {
+	f.move.Lock()
+	defer f.move.Unlock()
+	f.mu.Lock()
+	later := f.orphan || f.base.reader != nil && !f.dirty.empty()
+	err := f.err
+	f.mu.Unlock()
+	if later {
+		return err
+	}
+	return f.commit(ctx)
+}
+
+// secure brings everything written so far to where the next sync of the log
+// makes it durable: into the namespace, or as records into the journal.
+func (f *file) secure(ctx context.Context) error {
+	f.move.Lock()
+	defer f.move.Unlock()
+	if err := f.drainTail(ctx); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	whole := f.base.reader == nil && f.base.stream == nil &&
+		(f.size <= namespace.MaxInline || f.dirty.loose > journalMax)
+	// The tree of a stream can be named as it is, unless the journal has
+	// records of the file: replayed over what the stream holds by then, they
+	// could bring back old bytes.
+	rest := f.base.stream != nil && f.base.length > f.committed.Content.Length
+	recorded := f.first != 0
+	f.mu.Unlock()
+	switch {
+	case whole || rest && recorded:
+		return f.commit(ctx)
+	case rest:
+		if err := f.nameStream(ctx); err != nil {
+			return err
+		}
+	}
+	return f.record(ctx, false)
+}
+
+// nameStream names what the stream holds so far.
+func (f *file) nameStream(ctx context.Context) error {
+	s := f.base.stream
+	s.mu.Lock()
+	root, err := s.w.Snapshot(ctx)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	c := namespace.Content{Root: root.CID, TreeSize: root.Size, Length: root.Size, Folded: uint64(f.folded)}
+	return f.name(ctx, c, max(root.Size, f.committed.Size))
+}
+
+// record writes the dirty extents that are in no record yet to the journal.
+// With spill their memory is freed.
+func (f *file) record(ctx context.Context, spill bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.dirty.all() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if e.seq == 0 {
+			rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime}
+			seq, at, err := f.v.appendRange(&rec, e.mem)
+			if err != nil {
+				return fmt.Errorf("journal inode %d at %d: %w", f.ino, e.off, err)
+			}
+			f.dirty.remove(e)
+			e.seq, e.at, e.pos = seq, at, rangeHeaderSize
+			f.dirty.add(e)
+			f.recorded(seq)
+		}
+		if spill && e.mem != nil {
+			f.dirty.remove(e)
+			e.mem = nil
+			f.dirty.add(e)
+			f.v.mem.Add(-e.n)
+		}
+	}
+	return nil
+}
+
+func (f *file) recorded(seq journal.Seq) {
+	f.last = seq
+	if f.first == 0 {
+		f.first = seq
+	}
+}
+
+// setSize truncates or extends the file.
+func (f *file) setSize(ctx context.Context, size int64, killPriv bool) error {
+	f.move.Lock()
+	defer f.move.Unlock()
+	f.mu.Lock()
+	streaming := f.base.stream != nil
+	f.mu.Unlock()
+	if streaming && size > 0 {
+		if err := f.commit(ctx); err != nil {
+			return err
+		}
+	}
+	// A crash must not keep the new size and lose what was written before.
+	if err := f.record(ctx, false); err != nil {
+		return err
+	}
+	now := f.v.now()
+	f.mu.Lock()
+	live := f.first != 0
+	if live {
+		// The record goes first: should the command be lost, a restart
+		// still cuts the extents, and what they cover of the base.
+		rec := rangeRecord{Ino: f.ino, Off: size, Mtime: now, Truncate: true}
+		seq, _, err := f.v.appendRange(&rec, nil)
+		if err != nil {
+			f.mu.Unlock()
+			return fmt.Errorf("journal inode %d: %w", f.ino, err)
+		}
+		f.recorded(seq)
+	}
+	f.mu.Unlock()
+	res, err := f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv})
+	if err != nil {
+		return err
+	}
+	f.committed = res.Inodes[0]
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut(size)
+	f.mtime, f.ctime = f.committed.Mtime, f.committed.Ctime
+	return nil
+}
+
+// cut applies a change of size to the layers. Called with mu held.
+func (f *file) cut(size int64) {
+	before := f.dirty.mem
+	f.dirty.clear(size, maxSize)
+	f.v.mem.Add(f.dirty.mem - before)
+	if size == 0 {
+		f.base = base{}
+	}
+	f.base.length = min(f.base.length, size)
+	if f.base.inline != nil {
+		f.base.inline = slices.Clip(f.base.inline[:f.base.length])
+	}
+	f.size = size
+	if f.dirty.empty() && f.base.stream == nil {
+		f.changed = false
+	}
+}
+
+// bytesOf returns the bytes of e, from memory or the journal.
+func (v *Volume) bytesOf(e extent) ([]byte, error) {
+	if e.mem != nil {
+		return e.mem, nil
+	}
+	p := make([]byte, e.n)
+	return p, v.o.Journal.ReadAt(p, e.at, e.pos)
+}
+
+// cid returns the file's CID, and stores and names what it needs for that.
+func (f *file) cid(ctx context.Context) (cas.CID, error) {
+	f.move.Lock()
+	defer f.move.Unlock()
+	if err := f.commit(ctx); err != nil {
+		return cas.CID{}, err
+	}
+	f.mu.Lock()
+	b, size := f.base, f.size
+	f.mu.Unlock()
+	if b.reader == nil {
+		p := make([]byte, size)
+		if err := b.readAt(ctx, p, 0); err != nil {
+			return cas.CID{}, err
+		}
+		w := manifest.NewWriter(f.v.o.Store, f.v.o.Format)
+		if err := w.Write(ctx, p); err != nil {
+			return cas.CID{}, err
+		}
+		root, err := w.Finish(ctx)
+		return root.CID, err
+	}
+	if b.root.Size == size && b.length == size {
+		return b.root.CID, nil
+	}
+	var edits []manifest.Edit
+	if end := min(b.root.Size, size); b.length < end {
+		edits = []manifest.Edit{{Off: b.length, Len: end - b.length}}
+	}
+	root, err := manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, b.root, size, edits)
+	return root.CID, err
+}
+

@@ -1,0 +1,258 @@
+// Package volume is the filesystem without FUSE: open files, the ranges written
+// to them, and the order in which bytes become blocks and blocks become named
+// content. It joins the two planes. Names go through a namespace.Log and are
+// read from the namespace.State behind it; bytes go through cas/manifest into a
+// cas.Store; what was written to files and is in neither yet lives here, in
+// memory and in the node's journal.
+//
+// Durability: nothing is durable on return of an operation but Fsync, SyncDir
+// and Sync, and writes through handles opened with O_SYNC or O_DSYNC. What
+// nobody asked to be durable becomes so within Options.SyncInterval.
+package volume
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// Sizes that decide how written bytes travel.
+const (
+	maxSize      = namespace.MaxFileSize
+	streamMin    = 1 << 20   // a stream takes this much at a time
+	journalMax   = 64 << 10  // fsync of a new file: up to this size by the journal, else as blocks
+	memoryMax    = 48 << 20  // of dirty bytes in memory, over all files
+	foldMax      = 256 << 20 // of dirty bytes, in memory and journal, of one file
+	foldAfter    = 30 * time.Second
+	drainWorkers = 2
+	reapBatch    = namespace.MaxOps // orphans in one command
+)
+
+// Errors of the volume's own; others are those of packages namespace and cas.
+var (
+	// ErrTooBig says that a write or size lies beyond 8 EiB - 1.
+	ErrTooBig = errors.New("file too large")
+	// ErrNotRegular says that an operation wants a regular file.
+	ErrNotRegular = errors.New("not a regular file")
+	// ErrReserved says that an attribute name belongs to Cairn.
+	ErrReserved = errors.New("attribute is computed, it cannot be set or removed")
+	// ErrClosed says that the volume is closing.
+	ErrClosed = errors.New("volume is closed")
+)
+
+// Usage says how full the disk is that holds the blocks, in bytes.
+type Usage struct{ Total, Free, Avail uint64 }
+
+// Options are what a Volume stands on. Without a comment they are required.
+type Options struct {
+	Store   cas.Store
+	Format  manifest.Format
+	State   *namespace.State
+	Log     namespace.Log
+	Journal *journal.Journal
+	Usage   func() (Usage, error)
+
+	Now          func() time.Time // default time.Now
+	SyncInterval time.Duration    // default 5 s
+	CacheBytes   int64            // of verified leaves, default 32 MiB
+	Logger       *slog.Logger     // default: none
+}
+
+// Volume is one mounted tree of files. Its methods may be called at the same
+// time.
+type Volume struct {
+	o     Options
+	cache *manifest.Cache
+	now   func() int64
+
+	mu      sync.Mutex
+	files   map[namespace.Ino]*file    // open or unclean
+	orphans map[namespace.Ino]bool  // without a name, not reaped yet; true: unknown to the kernel
+	closed  bool
+
+	mem      atomic.Int64 // dirty bytes in memory
+	trimming sync.RWMutex // held for reading while records are read
+
+	replayed map[namespace.Ino][]replayed // between Replay and Start
+
+	drains chan *file
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+}
+
+// New returns a volume over o. Feed it the journal's records with Replay, then
+// call Start.
+func New(o Options) *Volume {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.SyncInterval == 0 {
+		o.SyncInterval = 5 * time.Second
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = 32 << 20
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Volume{
+		o: o, cache: manifest.NewCache(o.CacheBytes),
+		now:      func() int64 { return o.Now().UnixNano() },
+		files:    make(map[namespace.Ino]*file),
+		orphans:  make(map[namespace.Ino]bool),
+		replayed: make(map[namespace.Ino][]replayed),
+		drains:   make(chan *file, 64),
+	}
+}
+
+// Start ends the replay, reaps what no process can have open any more, and
+// starts the background work. The volume is ready for use on return.
+func (v *Volume) Start(ctx context.Context) error {
+	if err := v.restore(); err != nil {
+		return err
+	}
+	orphans, err := v.o.State.Orphans()
+	if err != nil {
+		return err
+	}
+	if err := v.reap(ctx, orphans); err != nil {
+		return err
+	}
+	ctx, v.stop = context.WithCancel(context.WithoutCancel(ctx))
+	for range drainWorkers {
+		v.done.Go(func() { v.drainLoop(ctx) })
+	}
+	v.done.Go(func() { v.tend(ctx) })
+	return nil
+}
+
+// Close commits and syncs everything. Handles must have been released; what is
+// still open loses nothing that was written so far. The store, log and journal
+// stay open.
+func (v *Volume) Close(ctx context.Context) error {
+	v.mu.Lock()
+	v.closed = true
+	v.mu.Unlock()
+	if v.stop != nil {
+		v.stop()
+		v.done.Wait()
+	}
+	var errs []error
+	for _, f := range v.unclean() {
+		f.move.Lock()
+		if !f.orphan {
+			errs = append(errs, f.commit(ctx))
+		}
+		f.move.Unlock()
+	}
+	return errors.Join(append(errs, v.syncLog(ctx))...)
+}
+
+// Sync returns when everything done before the call is durable.
+func (v *Volume) Sync(ctx context.Context) error {
+	var errs []error
+	for _, f := range v.unclean() {
+		if !f.orphan {
+			errs = append(errs, f.secure(ctx))
+		}
+	}
+	return errors.Join(append(errs, v.syncLog(ctx))...)
+}
+
+// syncLog makes blocks, then commands and records durable.
+func (v *Volume) syncLog(ctx context.Context) error {
+	if err := v.o.Store.Sync(ctx); err != nil {
+		return err
+	}
+	return v.o.Log.Sync(ctx)
+}
+
+// propose has ops ordered and applied at the present time.
+func (v *Volume) propose(ctx context.Context, ops ...namespace.Op) (namespace.Result, error) {
+	res, err := v.o.Log.Propose(ctx, &namespace.Command{Time: v.now(), Ops: ops})
+	if err == nil {
+		err = res.Err
+	}
+	return res, err
+}
+
+func (v *Volume) reader(root manifest.Root) *manifest.Reader {
+	return manifest.NewReader(v.o.Store, root, manifest.ReaderOptions{Cache: v.cache})
+}
+
+// acquire returns the file of ino and keeps it until release.
+func (v *Volume) acquire(ino namespace.Ino) (*file, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return nil, ErrClosed
+	}
+	f := v.files[ino]
+	if f == nil {
+		n, err := v.o.State.Inode(ino)
+		if err != nil {
+			return nil, err
+		}
+		if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
+			return nil, ErrNotRegular
+		}
+		f = v.newFile(n)
+		v.files[ino] = f
+	}
+	f.opens++
+	return f, nil
+}
+
+// release gives back what acquire returned. A file that is clean and not in use
+// is forgotten; one without a name is reaped.
+func (v *Volume) release(f *file) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f.opens--
+	v.forgetIfIdle(f)
+}
+
+// forgetIfIdle is called with v.mu held.
+func (v *Volume) forgetIfIdle(f *file) {
+	if f.opens > 0 {
+		return
+	}
+	if f.orphan {
+		f.mu.Lock()
+		v.mem.Add(-f.dirty.mem - f.frozen.mem)
+		f.mu.Unlock()
+		delete(v.files, f.ino)
+	} else if f.clean() {
+		delete(v.files, f.ino)
+	}
+}
+
+// lookFile returns the file of ino if there is one in memory.
+func (v *Volume) lookFile(ino namespace.Ino) *file {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.files[ino]
+}
+
+// unclean returns the files that the namespace does not know all about, held
+// by nobody: they stay in memory because they are unclean.
+func (v *Volume) unclean() []*file {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var list []*file
+	for _, f := range v.files {
+		if !f.clean() {
+			list = append(list, f)
+		}
+	}
+	return list
+}
