@@ -1,0 +1,198 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Syncing is shared: whoever finds no sync under way leads one for everything
+// appended so far, and those who come meanwhile wait for it and, if it did not
+// cover their records, for the next one, which one of them leads. However many
+// callers there are, at most two syncs pass before each is answered.
+
+// Sync returns when everything appended before the call is durable. A cancelled
+// ctx ends the waiting, not the sync.
+//
+// Errors: ENOSPC, when the disk is full (try again when there is space); the
+// context's error; otherwise the journal has failed.
+func (j *Journal) Sync(ctx context.Context) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.syncTo(ctx, j.last)
+}
+
+// syncTo makes records up to target durable; mu is held, but for the time of
+// waiting and of the sync itself.
+func (j *Journal) syncTo(ctx context.Context, target Seq) error {
+	for j.synced < target {
+		if j.err != nil {
+			return j.err
+		}
+		if j.closed {
+			return ErrClosed
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if j.round != nil {
+			j.await(ctx)
+			continue
+		}
+		if err := j.lead(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await waits for the end of the sync under way or of ctx; mu is held outside.
+func (j *Journal) await(ctx context.Context) {
+	round := j.round
+	j.mu.Unlock()
+	select {
+	case <-round:
+	case <-ctx.Done():
+	}
+	j.mu.Lock()
+}
+
+// lead syncs everything appended so far; mu is held, but for the sync itself.
+func (j *Journal) lead() error {
+	if err := j.flush(); err != nil {
+		return err
+	}
+	full, current, upTo := j.unsynced, j.current, j.last
+	j.unsynced = nil
+	j.round = make(chan struct{})
+	j.mu.Unlock()
+	var err error
+	for _, f := range full {
+		err = errors.Join(err, f.SyncData(), f.Close())
+	}
+	if err == nil {
+		err = current.SyncData()
+	}
+	j.mu.Lock()
+	close(j.round)
+	j.round = nil
+	if err != nil {
+		return j.fail("sync", err)
+	}
+	j.synced = upTo
+	if j.o.FlushAfter > 0 && j.timer == nil && !j.closed {
+		j.arm()
+	}
+	return nil
+}
+
+// roll goes on in a new file. mu is held, but may be released for a sync, so that
+// others may have filled the new file on return.
+func (j *Journal) roll() error {
+	if err := j.flush(); err != nil {
+		return err
+	}
+	f, err := j.create(j.last + 1)
+	if err != nil {
+		return err
+	}
+	j.unsynced = append(j.unsynced, j.current)
+	j.begin(f, file{first: j.last + 1})
+	if len(j.unsynced) > maxUnsynced {
+		return j.syncTo(context.Background(), j.last)
+	}
+	return nil
+}
+
+// create makes the file whose first record will be the given one, durably.
+func (j *Journal) create(first Seq) (vfs.File, error) {
+	f, err := j.o.FS.OpenReadWrite(j.path(uint64(first)), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.dir.Sync(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// begin makes f the file to append to.
+func (j *Journal) begin(f vfs.File, what file) {
+	j.current = f
+	j.seed = seedOf(j.id, what.first)
+	j.written = what.size
+	j.files = append(j.files, what)
+}
+
+// flush gives the buffer to the operating system. When the disk is full the
+// buffer stays as it is; any other error is the end of the journal.
+func (j *Journal) flush() error {
+	if j.err != nil {
+		return j.err
+	}
+	if len(j.buf) == 0 {
+		return nil
+	}
+	if err := j.writeAt(j.buf, j.written); err != nil {
+		return err
+	}
+	j.written += int64(len(j.buf))
+	j.buf = j.buf[:0]
+	return nil
+}
+
+func (j *Journal) writeAt(p []byte, offset int64) error {
+	_, err := j.current.WriteAt(p, offset)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("append to journal: %w", err)
+	}
+	return j.fail("append", err)
+}
+
+// fail records the error after which nothing works any more.
+func (j *Journal) fail(what string, err error) error {
+	if j.err == nil {
+		j.err = fmt.Errorf("%s of journal failed, it must be opened again: %w", what, err)
+		j.o.Logger.Error("journal failed", "op", what, "err", err)
+	}
+	return j.err
+}
+
+// record writes a record of kind 0 if no record says yet how far the journal is
+// durable.
+func (j *Journal) record() error {
+	if j.synced == j.recorded {
+		return nil
+	}
+	if err := j.add(header{seq: j.last, synced: j.synced}, nil); err != nil {
+		return err
+	}
+	j.files[len(j.files)-1].size = j.end()
+	return j.flush()
+}
+
+// arm starts the timer after which the buffer is flushed.
+func (j *Journal) arm() {
+	j.timer = time.AfterFunc(j.o.FlushAfter, func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.timer = nil
+		if j.closed || j.err != nil {
+			return
+		}
+		err := j.flush()
+		if err == nil {
+			err = j.record()
+		}
+		if err != nil && j.err == nil {
+			j.arm() // the disk is full; later there may be space
+		}
+	})
+}
