@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/namespace/namespacepb"
 )
 
 // Command is what the log orders: ops that happen together or not at all, the
@@ -17,7 +18,10 @@ type Command struct {
 }
 
 // Op is one change: a pointer to one of the types below.
-type Op interface{ op() }
+type Op interface {
+	// encode makes p the message that stands for the op.
+	encode(p *namespacepb.Op)
+}
 
 // Create makes an inode and its first name. Its times are the command's Time.
 // In a directory with the setgid bit it takes the directory's group, and a
@@ -167,23 +171,6 @@ type TrimHistory struct {
 
 // MaxTrim bounds the values that one TrimHistory looks at.
 const MaxTrim = 1000
-
-func (*Create) op()       {}
-func (*Link) op()         {}
-func (*Unlink) op()       {}
-func (*Rmdir) op()        {}
-func (*Rename) op()       {}
-func (*SetAttr) op()      {}
-func (*Truncate) op()     {}
-func (*SetContent) op()   {}
-func (*SetXattr) op()     {}
-func (*RemoveXattr) op()  {}
-func (*Reap) op()         {}
-func (*Pin) op()          {}
-func (*Unpin) op()        {}
-func (*Snapshot) op()     {}
-func (*DropSnapshot) op() {}
-func (*TrimHistory) op()  {}
 
 // Result is what a command did.
 type Result struct {

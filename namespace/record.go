@@ -173,7 +173,7 @@ func unmarshal(b []byte, m proto.Message) error {
 	if err := proto.Unmarshal(b[1:], m); err != nil {
 		return fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}
-	if len(m.ProtoReflect().GetUnknown()) > 0 {
+	if hasUnknown(m) {
 		return fmt.Errorf("%w: unknown field", ErrVersion)
 	}
 	return nil
@@ -193,7 +193,7 @@ func decodeInode(ino Ino, b []byte) (record, error) {
 	}}
 	r.target = string(m.Target)
 	if m.Content != nil {
-		c, err := contentFrom(m.Content)
+		c, err := decodeContent(m.Content)
 		if err != nil {
 			return record{}, fmt.Errorf("inode %d: %w", ino, err)
 		}
@@ -201,19 +201,6 @@ func decodeInode(ino Ino, b []byte) (record, error) {
 		r.root, r.treeSize, r.contentLen, r.folded = c.Root, c.TreeSize, c.Length, c.Folded
 	}
 	return r, nil
-}
-
-func contentFrom(m *namespacepb.Content) (c Content, err error) {
-	if len(m.ProtoReflect().GetUnknown()) > 0 {
-		return c, fmt.Errorf("%w: unknown field of content", ErrVersion)
-	}
-	if len(m.Root) > 0 {
-		if c.Root, err = cas.CIDFromBytes(m.Root); err != nil {
-			return c, fmt.Errorf("%w: root of content: %w", ErrCorrupt, err)
-		}
-	}
-	c.Inline, c.TreeSize, c.Length, c.Folded = m.Inline, int64(m.TreeSize), int64(m.Length), m.Folded
-	return c, nil
 }
 
 func decodeDentry(b []byte) (dentry, error) {
