@@ -1,0 +1,12 @@
+package bench
+
+import "golang.org/x/sys/unix"
+
+// dropCache makes the kernel forget what it has cached of a file that is not
+// dirty.
+func dropCache(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) }
+
+// adviseRandom turns read-ahead off.
+func adviseRandom(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_RANDOM) }
+
+func datasync(fd int) error { return unix.Fdatasync(fd) }

@@ -1,0 +1,201 @@
+// Package bench measures the machine and this program on it: first what the
+// machine can do at best, each limit by a measurement of its own, then the
+// program's paths, each as a part of the limit that it has to pass through.
+//
+// # What is measured
+//
+// Content is incompressible and new to the store unless said otherwise. GB are
+// 10^9 bytes. "By a client" means by another process, as applications are.
+//
+//	limit.memcpy       copy between two buffers of 16 MiB
+//	limit.blake3       hash pieces of 64 KiB that are in the cache
+//	limit.disk-write   write a fresh file beside the store, and fdatasync it
+//	limit.fuse-write   by a client: write and fsync a file of a mount that does nothing
+//	limit.fuse-read    by a client: read a file of it that the kernel has not cached
+//	limit.fuse-create  by a client: create and close empty files in it
+//
+// # How
+//
+// seconds is wall time. Throughput is bytes / seconds. cpuSeconds is user and
+// system time of this process and of the client. peakRSS is of this process,
+// which does the node's work: the kernel's high-water mark, reset for each
+// measurement after a garbage collection.
+//
+// ratio compares with a limit so that 1 is perfect and more is better: our
+// throughput divided by the limit's, or, where operations are counted, the
+// limit's time for one divided by ours. Where a path has to pass through several
+// limits, the slowest of them counts and is named. A limit that was not measured
+// in the same run is not compared with.
+//
+// Machines are shared and noisy, so limits and other short measurements are
+// repeated, for a few seconds at most, and the fastest repetition is given. Across machines,
+// CPU-seconds per GB say more than throughput.
+//
+// # The client
+//
+// A process that makes system calls on a mount that it serves itself competes
+// with itself for the runtime's threads, and at worst deadlocks: a page fault or
+// a call that the runtime takes for a short one occupies the last thread that
+// could answer. So all calls on mounts are made by a child process, which is this
+// program again, started with ClientArg as its only argument. The program must
+// then call ServeClient and nothing else.
+package bench
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path"
+	"slices"
+	"time"
+)
+
+// DefaultSize is how much the throughput measurements move, in bytes.
+const DefaultSize = 1 << 30
+
+// minSize makes even the counts of operations that follow from it usable.
+const minSize = 1 << 20
+
+// Options say what to measure. Dir and Out are required.
+type Options struct {
+	// Dir is a directory on the file system to measure. All files are in a
+	// new directory in it, which is removed. They take up to 6 * Size.
+	Dir string
+	// Size is how many bytes throughput is measured with, and the number of
+	// operations follows from it; default DefaultSize, at least 1 MiB.
+	Size int64
+	// Only are names of measurements, or patterns in the syntax of path.Match.
+	// If empty, everything is measured.
+	Only []string
+	// JSON writes one JSON object a line instead of a table.
+	JSON bool
+	// Out gets each figure as soon as it is there.
+	Out io.Writer
+	// Client is the command that runs ServeClient; default this program with
+	// ClientArg.
+	Client []string
+	// Logger gets what the node under measurement logs; default nowhere.
+	Logger *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	o.Size = max(cmp.Or(o.Size, DefaultSize), minSize)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// ErrUnknownName says that Options.Only has a pattern that matches no measurement.
+var ErrUnknownName = errors.New("no such measurement")
+
+// measurement is one line of the report.
+type measurement struct {
+	name string
+	// limits are the measurements of the machine that bound this one.
+	limits []string
+	// repeat is for how long the measurement may be repeated, at most
+	// maxRepeats times; 0 is once.
+	repeat time.Duration
+	run    func(context.Context, *rig) (sample, error)
+}
+
+const maxRepeats = 3
+
+// all returns every measurement, in the order in which they run.
+func all() []measurement {
+	return limits()
+}
+
+// Names returns the names of all measurements in the order in which they run.
+func Names() []string {
+	var names []string
+	for _, m := range all() {
+		names = append(names, m.name)
+	}
+	return names
+}
+
+// Run measures and reports. One measurement that fails does not stop the others:
+// the error that Run returns at the end joins all of theirs, with their names.
+// It returns early if Options.Only is wrong (ErrUnknownName), if there is no
+// space, and when ctx ends. It takes about a minute with DefaultSize.
+func Run(ctx context.Context, o Options) (err error) {
+	o.setDefaults()
+	chosen, err := choose(all(), o.Only)
+	if err != nil {
+		return err
+	}
+	r, err := newRig(o)
+	if err != nil {
+		return fmt.Errorf("bench in %s: %w", o.Dir, err)
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+
+	rep := newReporter(o.Out, o.JSON)
+	known := make(map[string]Result)
+	var failed []error
+	for _, m := range chosen {
+		s, err := m.best(ctx, r)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", m.name, err))
+			continue
+		}
+		result := s.result(m.name)
+		result.compare(m.limits, known)
+		known[m.name] = result
+		if err := rep.write(result); err != nil {
+			return err
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// choose returns those of ms that a pattern matches, all if there are none.
+func choose(ms []measurement, patterns []string) ([]measurement, error) {
+	if len(patterns) == 0 {
+		return ms, nil
+	}
+	var chosen []measurement
+	used := make([]bool, len(patterns))
+	for _, m := range ms {
+		hit := false
+		for i, p := range patterns {
+			if ok, err := path.Match(p, m.name); err != nil {
+				return nil, fmt.Errorf("%w: %q: %v", ErrUnknownName, p, err)
+			} else if ok {
+				used[i], hit = true, true
+			}
+		}
+		if hit {
+			chosen = append(chosen, m)
+		}
+	}
+	if i := slices.Index(used, false); i >= 0 {
+		return nil, fmt.Errorf("%w: %q", ErrUnknownName, patterns[i])
+	}
+	return chosen, nil
+}
+
+// best runs m and repeats it while there is time; it returns the fastest.
+func (m *measurement) best(ctx context.Context, r *rig) (best sample, err error) {
+	start := time.Now()
+	for i := range maxRepeats {
+		s, err := m.run(ctx, r)
+		if err != nil {
+			return sample{}, err
+		}
+		if i == 0 || s.each() < best.each() {
+			best = s
+		}
+		if time.Since(start) >= m.repeat {
+			break
+		}
+	}
+	return best, nil
+}

@@ -1,0 +1,134 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+)
+
+// ClientArg is the argument that makes the program a client; see the package
+// documentation.
+const ClientArg = "bench-client"
+
+// request is one thing for the client to do and to measure. The protocol is
+// JSON: request, response, request, … until its standard input ends.
+type request struct {
+	Op    string // one that serve knows
+	Path  string
+	Size  int64  // bytes of the file
+	Count int64  // operations
+	Seed  uint64 // of the content, the choice of places, or the names
+}
+
+type response struct {
+	Seconds, CPU float64
+	Bytes, Ops   int64
+	Error        string // empty if it went well
+}
+
+// client is the running child process.
+type client struct {
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	send *json.Encoder
+	recv *json.Decoder
+	err  bytes.Buffer // its standard error; to be read after end
+	end  func() error // ends it and returns how it ended
+}
+
+// startClient starts command, by default this program. It is killed when ctx ends.
+func startClient(ctx context.Context, command []string) (*client, error) {
+	if len(command) == 0 {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		command = []string{self, ClientArg}
+	}
+	c := &client{cmd: exec.CommandContext(ctx, command[0], command[1:]...)}
+	c.cmd.Stderr = &c.err
+	var err error
+	if c.in, err = c.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	c.send, c.recv = json.NewEncoder(c.in), json.NewDecoder(out)
+	c.end = sync.OnceValue(func() error { return errors.Join(c.in.Close(), c.cmd.Wait()) })
+	return c, c.cmd.Start()
+}
+
+// do has the client do what req says.
+func (c *client) do(req request) (response, error) {
+	var resp response
+	err := c.send.Encode(req)
+	if err == nil {
+		err = c.recv.Decode(&resp)
+	}
+	switch {
+	case err != nil:
+		err = errors.Join(err, c.end())
+		return response{}, fmt.Errorf("client (does the program call ServeClient?): %w %s", err, bytes.TrimSpace(c.err.Bytes()))
+	case resp.Error != "":
+		return response{}, fmt.Errorf("client: %s %s: %s", req.Op, req.Path, resp.Error)
+	}
+	return resp, nil
+}
+
+// measure is do with its cost in both processes. The time is the client's, since
+// passing the request is not part of it.
+func (c *client) measure(req request) (sample, error) {
+	var resp response
+	s, err := measure(func() (err error) {
+		resp, err = c.do(req)
+		return err
+	})
+	if err != nil {
+		return sample{}, err
+	}
+	s.bytes, s.ops, s.seconds = resp.Bytes, resp.Ops, resp.Seconds
+	s.cpu += resp.CPU
+	return s, nil
+}
+
+// ServeClient does what requests on in ask for and answers on out, until in ends.
+// A program that was started with ClientArg calls it with its standard input and
+// output, and exits.
+func ServeClient(in io.Reader, out io.Writer) error {
+	recv, send := json.NewDecoder(in), json.NewEncoder(out)
+	for {
+		var req request
+		if err := recv.Decode(&req); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := send.Encode(serve(req)); err != nil {
+			return err
+		}
+	}
+}
+
+func serve(req request) response {
+	op := operation(req.Op)
+	if op == nil {
+		return response{Error: "no such operation"}
+	}
+	var bytes, ops int64
+	s, err := measure(func() (err error) {
+		bytes, ops, err = op(req)
+		return err
+	})
+	if err != nil {
+		return response{Error: err.Error()}
+	}
+	return response{Seconds: s.seconds, CPU: s.cpu, Bytes: bytes, Ops: ops}
+}

@@ -1,0 +1,198 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// What the client can do. Each operation returns how many bytes it moved or how
+// many operations it did. Reads and writes are plain system calls, since the
+// poller that package os uses for files that support it would be measured too.
+
+// The names of operations in requests.
+const (
+	opWrite      = "write"       // a new file of Size bytes with content Seed, and fsync
+	opDrop       = "drop"        // the kernel's cache of a file
+	opRead       = "read"        // a file of Size bytes from start to end
+	opReadRandom = "read-random" // Count times 4 KiB, each from another place
+	opCreate     = "create"      // Count empty files in a directory
+	opStat       = "stat"        // Count times the files that opCreate made
+)
+
+func operation(name string) func(request) (bytes, ops int64, err error) {
+	switch name {
+	case opWrite:
+		return writeFile
+	case opDrop:
+		return dropFile
+	case opRead:
+		return readFile
+	case opReadRandom:
+		return readRandom
+	case opCreate:
+		return createFiles
+	case opStat:
+		return statFiles
+	}
+	return nil
+}
+
+// rawFile is a file descriptor as io.Reader, io.ReaderAt and io.Writer.
+type rawFile struct {
+	fd   int
+	name string
+}
+
+func openRaw(name string, flags int) (*rawFile, error) {
+	fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return &rawFile{fd, name}, nil
+}
+
+func (f *rawFile) fail(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &os.PathError{Op: op, Path: f.name, Err: err}
+}
+
+func (f *rawFile) Read(p []byte) (int, error) {
+	n, err := unix.Read(f.fd, p)
+	if n == 0 && err == nil {
+		return 0, io.EOF
+	}
+	return max(n, 0), f.fail("read", err)
+}
+
+func (f *rawFile) Write(p []byte) (int, error) {
+	n, err := unix.Write(f.fd, p)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	return max(n, 0), f.fail("write", err)
+}
+
+func (f *rawFile) Close() error { return f.fail("close", unix.Close(f.fd)) }
+
+func writeFile(req request) (int64, int64, error) {
+	f, err := openRaw(req.Path, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY)
+	if err != nil {
+		return 0, 0, err
+	}
+	err = newContent(req.Seed).writeTo(f, req.Size)
+	if err == nil {
+		err = f.fail("fsync", unix.Fsync(f.fd))
+	}
+	return req.Size, 0, errors.Join(err, f.Close())
+}
+
+func dropFile(req request) (int64, int64, error) {
+	f, err := openRaw(req.Path, unix.O_RDONLY)
+	if err != nil {
+		return 0, 0, err
+	}
+	return 0, 0, errors.Join(f.fail("drop cache", dropCache(f.fd)), f.Close())
+}
+
+func readFile(req request) (int64, int64, error) {
+	f, err := openRaw(req.Path, unix.O_RDONLY)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	buf := make([]byte, pieceSize)
+	total := int64(0)
+	for {
+		n, err := f.Read(buf)
+		total += int64(n)
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			return 0, 0, err
+		}
+	}
+	if total != req.Size {
+		return 0, 0, fmt.Errorf("%d bytes instead of %d", total, req.Size)
+	}
+	return total, 0, nil
+}
+
+func readRandom(req request) (int64, int64, error) {
+	const page = 4 << 10
+	f, err := openRaw(req.Path, unix.O_RDONLY)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	if err := f.fail("advise", adviseRandom(f.fd)); err != nil {
+		return 0, 0, err
+	}
+	buf := make([]byte, page)
+	// Steps of the golden section, coprime to the number of pages, come to
+	// every page once and to neighbours long after one another.
+	pages := req.Size / page
+	step := coprime(pages*618/1000, pages)
+	at := int64(req.Seed % uint64(pages))
+	for range req.Count {
+		if n, err := unix.Pread(f.fd, buf, at*page); err != nil || n != page {
+			return 0, 0, fmt.Errorf("%d of %d bytes at %d: %w", n, page, at*page, f.fail("read", err))
+		}
+		at = (at + step) % pages
+	}
+	return 0, req.Count, nil
+}
+
+// coprime returns the least number from a on that shares no factor with b.
+func coprime(a, b int64) int64 {
+	for ; ; a++ {
+		x, y := a, b
+		for y != 0 {
+			x, y = y, x%y
+		}
+		if x == 1 {
+			return a
+		}
+	}
+}
+
+// maxNames is how many files there are at most to call stat for.
+const maxNames = 1000
+
+func nameOf(req request, i int64) string {
+	return filepath.Join(req.Path, fmt.Sprintf("file-%d-%06d", req.Seed, i))
+}
+
+func createFiles(req request) (int64, int64, error) {
+	for i := range req.Count {
+		f, err := openRaw(nameOf(req, i), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)
+		if err != nil {
+			return 0, 0, err
+		}
+		if err := f.Close(); err != nil {
+			return 0, 0, err
+		}
+	}
+	return 0, req.Count, nil
+}
+
+func statFiles(req request) (int64, int64, error) {
+	names := make([]string, min(req.Count, maxNames))
+	for i := range names {
+		names[i] = nameOf(req, int64(i))
+	}
+	var st unix.Stat_t
+	for i := range req.Count {
+		name := names[i%int64(len(names))]
+		if err := unix.Lstat(name, &st); err != nil {
+			return 0, 0, &os.PathError{Op: "stat", Path: name, Err: err}
+		}
+	}
+	return 0, req.Count, nil
+}

@@ -1,0 +1,110 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// rig is what measurements share. Parts are set up when the first measurement
+// asks for them, outside of what is measured, and taken down by close in the
+// reverse order.
+type rig struct {
+	o       Options
+	dir     string // all files are in it
+	closers []func() error
+
+	child *client
+	null  string // mount point of the file system that does nothing
+	seed  uint64 // of the content made last
+}
+
+// spaceFactor times Options.Size is the space that a run takes at most.
+const spaceFactor = 6
+
+func newRig(o Options) (*rig, error) {
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(o.Dir, &fs); err != nil {
+		return nil, err
+	}
+	if free := int64(fs.Bavail) * int64(fs.Bsize); free/spaceFactor < o.Size {
+		return nil, fmt.Errorf("%w: %d times the size needed, %d MiB free; choose a smaller size", unix.ENOSPC, spaceFactor, free>>20)
+	}
+	dir, err := os.MkdirTemp(o.Dir, "bench-*")
+	if err != nil {
+		return nil, err
+	}
+	r := &rig{o: o, dir: dir}
+	r.atEnd(func() error { return os.RemoveAll(dir) })
+	return r, nil
+}
+
+func (r *rig) atEnd(f func() error) { r.closers = append(r.closers, f) }
+
+func (r *rig) close() error {
+	var errs []error
+	for _, f := range slices.Backward(r.closers) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// count is how many operations a measurement makes that counts them.
+func (r *rig) count() int64 { return min(r.o.Size>>16, 1<<14) }
+
+// newSeed returns a seed for content that nothing has had before.
+func (r *rig) newSeed() uint64 {
+	r.seed++
+	return r.seed
+}
+
+// client returns the client process.
+func (r *rig) client(ctx context.Context) (*client, error) {
+	if r.child == nil {
+		c, err := startClient(ctx, r.o.Client)
+		if err != nil {
+			return nil, fmt.Errorf("client: %w", err)
+		}
+		r.child = c
+		// How it ends tells nothing that its answers have not told.
+		r.atEnd(func() error { _ = c.end(); return nil })
+	}
+	return r.child, nil
+}
+
+// measureClient has the client do the requests in turn; the last is measured.
+func (r *rig) measureClient(ctx context.Context, reqs ...request) (sample, error) {
+	c, err := r.client(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	last := len(reqs) - 1
+	for _, req := range reqs[:last] {
+		if _, err := c.do(req); err != nil {
+			return sample{}, err
+		}
+	}
+	return c.measure(reqs[last])
+}
+
+// nullMount returns the mount point of the file system that does nothing.
+func (r *rig) nullMount() (string, error) {
+	if r.null == "" {
+		dir := filepath.Join(r.dir, "null")
+		unmount, err := mountNull(dir)
+		if err != nil {
+			return "", err
+		}
+		r.null = dir
+		r.atEnd(unmount)
+	}
+	return r.null, nil
+}
