@@ -1,0 +1,141 @@
+package manifest
+
+import (
+	"context"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cairnfs/cairn/cas"
+)
+
+// WriteTo writes the whole file to out and returns how many bytes it wrote. See
+// WriteRange.
+func (r *Reader) WriteTo(ctx context.Context, out io.Writer) (int64, error) {
+	return r.WriteRange(ctx, out, 0, r.root.Size)
+}
+
+// WriteRange writes up to n bytes from off on to out, in order, while blocks ahead
+// are fetched and verified; it returns how many bytes it wrote. The cache keeps
+// inner nodes only.
+func (r *Reader) WriteRange(ctx context.Context, out io.Writer, off, n int64) (int64, error) {
+	if off < 0 {
+		return 0, errNegativeOffset
+	}
+	if n = min(n, r.root.Size-off); n <= 0 {
+		return 0, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, groupCtx := errgroup.WithContext(ctx)
+	// A piece is in both channels: inOrder bounds how many there are.
+	inOrder := make(chan *piece, 4*r.parallel-2)
+	toFetch := make(chan *piece, 4*r.parallel)
+	group.Go(func() error {
+		defer close(inOrder)
+		defer close(toFetch)
+		return r.src.pieces(groupCtx, r.root.link(), off, off+n, 0, func(p *piece) error {
+			select {
+			case inOrder <- p:
+			case <-groupCtx.Done():
+				return groupCtx.Err()
+			}
+			toFetch <- p // has room for as many as can be in inOrder, and two
+			return nil
+		})
+	})
+	for range r.parallel {
+		group.Go(func() error {
+			for p := range toFetch {
+				if err := p.fetch(groupCtx, &r.src); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	written, err := writePieces(groupCtx, out, inOrder, &r.src.cache.buffers)
+	if err != nil && groupCtx.Err() == nil {
+		cancel()
+		_ = group.Wait() // fails because of cancel, if at all
+		return written, err
+	}
+	if groupErr := group.Wait(); groupErr != nil {
+		return written, groupErr
+	}
+	return written, err
+}
+
+// writePieces writes what comes out of the channel. It ends early if ctx does.
+func writePieces(ctx context.Context, out io.Writer, inOrder <-chan *piece, free *buffers) (int64, error) {
+	var written int64
+	for p := range inOrder {
+		select {
+		case <-p.ready:
+		case <-ctx.Done():
+			return written, ctx.Err()
+		}
+		n, err := out.Write(p.data)
+		written += int64(n)
+		if p.buf != nil {
+			free.put(p.buf)
+		}
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, ctx.Err()
+}
+
+// piece is a part of a leaf, or bytes that stand in a node.
+type piece struct {
+	leaf     link
+	from, to int64
+	data     []byte
+	buf      *[]byte
+	ready    chan struct{} // closed when data is there
+}
+
+// fetch gets p's bytes.
+func (p *piece) fetch(ctx context.Context, s *source) error {
+	if p.data == nil {
+		p.buf = s.cache.buffers.get(min(p.leaf.size, cas.MaxBlockSize))
+		b, err := s.store.Get(ctx, p.leaf.cid, *p.buf)
+		if err != nil {
+			return err
+		}
+		if err := checkLeaf(p.leaf, len(b.Data())); err != nil {
+			return err
+		}
+		p.data = b.Data()[p.from:p.to]
+	}
+	close(p.ready)
+	return nil
+}
+
+// pieces calls fn for each piece of the content of l from offset from to offset
+// to, in order.
+func (s *source) pieces(ctx context.Context, l link, from, to int64, depth int, fn func(*piece) error) error {
+	if l.cid.Codec() == cas.Raw {
+		return fn(&piece{leaf: l, from: from, to: to, ready: make(chan struct{})})
+	}
+	n, err := s.node(ctx, l, depth)
+	if err != nil {
+		return err
+	}
+	if k := int64(len(n.data)); from < k {
+		if err := fn(&piece{data: n.data[from:min(k, to)], ready: make(chan struct{})}); err != nil {
+			return err
+		}
+	}
+	for i, child := range n.links {
+		end := n.ends[i]
+		start := end - child.size
+		if a, b := max(from, start), min(to, end); a < b {
+			if err := s.pieces(ctx, child, a-start, b-start, depth+1, fn); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
