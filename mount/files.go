@@ -1,0 +1,149 @@
+//go:build linux
+
+package mount
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/volume"
+)
+
+// Operations on open files.
+
+// Create makes and opens a regular file that the kernel believes not to exist.
+// If it does, and the caller would take it as well, ESTALE makes the kernel look
+// the name up again and then open it: the check of permissions belongs to the
+// file there is.
+func (fs *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	a, h, err := fs.vol.Create(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Flags, caller(&in.InHeader, in.Umask))
+	if err != nil {
+		if errors.Is(err, namespace.ErrExist) && in.Flags&syscall.O_EXCL == 0 {
+			return fuse.Status(syscall.ESTALE)
+		}
+		return fs.fail("create", in.NodeId, name, err)
+	}
+	if status := fs.opened(h, in.Flags, &out.OpenOut); status != fuse.OK {
+		return status
+	}
+	fs.entry(&a, &out.EntryOut)
+	return fuse.OK
+}
+
+// Open opens a regular file, and truncates it if asked to.
+func (fs *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	h, err := fs.vol.Open(context.Background(), namespace.Ino(in.NodeId), in.Flags)
+	if err != nil {
+		return fs.fail("open", in.NodeId, "", err)
+	}
+	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+		if err := fs.vol.KillPriv(context.Background(), h.Ino()); err != nil {
+			h.Release()
+			return fs.fail("open", in.NodeId, "", err)
+		}
+	}
+	return fs.opened(h, in.Flags, out)
+}
+
+// opened gives h a number and tells the kernel how to treat the file.
+func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) fuse.Status {
+	fh := fs.handles.add(h)
+	if fh == 0 {
+		h.Release()
+		return fuse.Status(syscall.ENFILE)
+	}
+	out.Fh = fh
+	if h.KeepCache() {
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		// Closing it has nothing to flush, and locks are the kernel's own.
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH
+	}
+	return fuse.OK
+}
+
+// Read fills buf from the file.
+func (fs *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return nil, fuse.EBADF
+	}
+	n, err := h.Read(interruptible(cancel), buf, int64(in.Offset))
+	if err != nil {
+		return nil, fs.fail("read", in.NodeId, "", err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write stores data, which is valid during the call only.
+func (fs *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return 0, fuse.EBADF
+	}
+	n, err := fs.write(h, in, data)
+	if err != nil {
+		return 0, fs.fail("write", in.NodeId, "", err)
+	}
+	return uint32(n), fuse.OK
+}
+
+func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (int, error) {
+	ctx := context.Background()
+	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		// Pages of a shared mapping. The kernel sends them through any
+		// handle, maybe one that appends, but they have their place.
+		mapped, err := fs.vol.Open(ctx, h.Ino(), syscall.O_WRONLY)
+		if err != nil {
+			return 0, err
+		}
+		defer mapped.Release()
+		h = mapped
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := fs.vol.KillPriv(ctx, h.Ino()); err != nil {
+			return 0, err
+		}
+	}
+	n, err := h.Write(ctx, data, int64(in.Offset))
+	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
+		// Of the file or of this write alone (pwritev2). O_SYNC is
+		// O_DSYNC and one bit more.
+		err = h.Fsync(ctx, in.Flags&syscall.O_SYNC != syscall.O_SYNC)
+	}
+	return n, err
+}
+
+// Flush runs at each close(2) of a file that was open for writing.
+func (fs *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	return fs.status("flush", in.NodeId, "", h.Flush(context.Background()))
+}
+
+// Fsync is fsync(2) and fdatasync(2).
+func (fs *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	dataOnly := in.FsyncFlags&fsyncDataOnly != 0
+	return fs.status("fsync", in.NodeId, "", h.Fsync(context.Background(), dataOnly))
+}
+
+// fsyncDataOnly is FUSE_FSYNC_FDATASYNC of linux/fuse.h.
+const fsyncDataOnly = 1
+
+// Release ends an open file; nobody waits for it.
+func (fs *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if h := fs.handles.remove(in.Fh); h != nil {
+		h.Release()
+	}
+}

@@ -1,0 +1,224 @@
+//go:build linux
+
+package mount
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/volume"
+)
+
+const (
+	// cacheFor is how long the kernel may use names, absent names and
+	// attributes without asking again. It changes its copies itself as it
+	// changes the volume, so this bounds nothing but the harm of a mistake.
+	cacheFor = time.Hour
+	// ioSize is what stat says is a good size for reads and writes, in
+	// bytes; stdio makes its buffers of that size. A request costs the
+	// processor as much as 20 KiB of copying.
+	ioSize = 128 << 10
+	// maxName is the longest name, in bytes, that can exist.
+	maxName = namespace.MaxName
+)
+
+// fileSystem answers the kernel's requests: the methods of fuse.RawFileSystem.
+// The requests that it does not answer come from the embedded default as
+// ENOSYS, on which the kernel never asks again and does without: it takes holes
+// for data (LSEEK), copies through memory (COPY_FILE_RANGE), fails FALLOCATE and
+// O_TMPFILE with EOPNOTSUPP, and checks ACCESS and locks itself.
+type fileSystem struct {
+	fuse.RawFileSystem
+
+	vol     *volume.Volume
+	now     func() time.Time
+	log     *slog.Logger
+	handles handles
+	known   lookups
+
+	// keepsDirs says that the kernel needs no handles of directories.
+	keepsDirs bool
+}
+
+func newFileSystem(vol *volume.Volume, o Options) *fileSystem {
+	return &fileSystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), vol: vol, now: o.Now, log: o.Logger}
+}
+
+// String is the name of the file system in go-fuse's messages.
+func (fs *fileSystem) String() string { return fsName }
+
+// Init runs when the kernel has said what it can do, before the first request.
+func (fs *fileSystem) Init(s *fuse.Server) {
+	fs.keepsDirs = s.KernelSettings().Flags64()&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+}
+
+// OnUnmount runs after the last request. What the kernel did not give back by
+// then, because the connection was cut, is given back here.
+func (fs *fileSystem) OnUnmount() {
+	fs.handles.drain((*volume.Handle).Release)
+	fs.known.drain(func(ino uint64) { fs.vol.Forget(namespace.Ino(ino)) })
+}
+
+// panicked makes a panic in a request an error of that request.
+func (fs *fileSystem) panicked(cause any) fuse.Status {
+	fs.log.Error("panic in a request", "panic", cause, "stack", string(debug.Stack()))
+	return fuse.EIO
+}
+
+// caller says who asks; whatever he creates is his.
+func caller(h *fuse.InHeader, umask uint32) volume.Caller {
+	return volume.Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid, Umask: umask}
+}
+
+// entry answers with an inode under a name. From here on the kernel knows the
+// inode, until Forget.
+func (fs *fileSystem) entry(a *volume.Attr, out *fuse.EntryOut) {
+	out.NodeId = uint64(a.Ino)
+	out.Generation = a.Generation
+	out.SetEntryTimeout(cacheFor)
+	out.SetAttrTimeout(cacheFor)
+	fillAttr(a, &out.Attr)
+	fs.known.add(uint64(a.Ino))
+}
+
+func fillAttr(a *volume.Attr, out *fuse.Attr) {
+	out.Ino = uint64(a.Ino)
+	out.Size = uint64(a.Size)
+	out.Blocks = uint64(a.Blocks)
+	out.Atime, out.Atimensec = splitTime(a.Atime)
+	out.Mtime, out.Mtimensec = splitTime(a.Mtime)
+	out.Ctime, out.Ctimensec = splitTime(a.Ctime)
+	out.Mode = a.Mode
+	out.Nlink = a.Nlink
+	out.Uid, out.Gid = a.UID, a.GID
+	out.Rdev = a.Rdev
+	out.Blksize = ioSize
+}
+
+// splitTime turns nanoseconds since 1970 into seconds, which the kernel reads
+// as a signed number, and nanoseconds, which are not negative.
+func splitTime(ns int64) (uint64, uint32) {
+	const second = int64(time.Second)
+	sec, rest := ns/second, ns%second
+	if rest < 0 {
+		sec, rest = sec-1, rest+second
+	}
+	return uint64(sec), uint32(rest)
+}
+
+// joinTime is the inverse of splitTime. Times that nanoseconds in 64 bits cannot
+// express, before 1678 or after 2262, become the nearest that they can.
+func joinTime(sec uint64, nsec uint32) int64 {
+	const second = int64(time.Second)
+	s := int64(sec)
+	switch {
+	case s >= math.MaxInt64/second:
+		return math.MaxInt64
+	case s <= math.MinInt64/second:
+		return math.MinInt64
+	}
+	return s*second + int64(nsec)
+}
+
+// Lookup finds a name in a directory. That a name does not exist is an answer
+// like any other, which the kernel keeps.
+func (fs *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if len(name) > maxName {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
+	a, err := fs.vol.Lookup(context.Background(), namespace.Ino(h.NodeId), name)
+	if err != nil {
+		if errnoOf(err) == syscall.ENOENT {
+			out.SetEntryTimeout(cacheFor)
+			return fuse.OK
+		}
+		return fs.fail("lookup", h.NodeId, name, err)
+	}
+	fs.entry(&a, out)
+	return fuse.OK
+}
+
+// Forget takes back what Lookup and others answered.
+func (fs *fileSystem) Forget(ino, n uint64) {
+	if fs.known.forget(ino, n) {
+		fs.vol.Forget(namespace.Ino(ino))
+	}
+}
+
+// GetAttr is stat(2).
+func (fs *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(in.NodeId))
+	return fs.attr("getattr", in.NodeId, &a, err, out)
+}
+
+func (fs *fileSystem) attr(op string, ino uint64, a *volume.Attr, err error, out *fuse.AttrOut) fuse.Status {
+	if err != nil {
+		return fs.fail(op, ino, "", err)
+	}
+	out.SetTimeout(cacheFor)
+	fillAttr(a, &out.Attr)
+	return fuse.OK
+}
+
+// SetAttr is chmod, chown, truncate and utimens.
+func (fs *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	a, err := fs.vol.SetAttr(context.Background(), namespace.Ino(in.NodeId), fs.change(in))
+	return fs.attr("setattr", in.NodeId, &a, err, out)
+}
+
+// change translates what a SETATTR asks for. Changing the owner takes the
+// setuid and setgid bits away whoever does it; the kernel says when truncating
+// does, and leaves both to us (CAP_HANDLE_KILLPRIV_V2).
+func (fs *fileSystem) change(in *fuse.SetAttrIn) volume.SetAttr {
+	var s volume.SetAttr
+	for _, m := range [...]struct {
+		from uint32
+		to   volume.SetAttrMask
+	}{
+		{fuse.FATTR_MODE, volume.SetMode}, {fuse.FATTR_UID, volume.SetUID}, {fuse.FATTR_GID, volume.SetGID},
+		{fuse.FATTR_SIZE, volume.SetSize}, {fuse.FATTR_ATIME, volume.SetAtime}, {fuse.FATTR_MTIME, volume.SetMtime},
+	} {
+		if in.Valid&m.from != 0 {
+			s.Valid |= m.to
+		}
+	}
+	s.Mode = in.Mode & 0o7777
+	s.UID, s.GID = in.Uid, in.Gid
+	s.Size = int64(min(in.Size, math.MaxInt64))
+	s.Atime = joinTime(in.Atime, in.Atimensec)
+	s.Mtime = joinTime(in.Mtime, in.Mtimensec)
+	if in.Valid&(fuse.FATTR_ATIME_NOW|fuse.FATTR_MTIME_NOW) != 0 {
+		// The kernel has filled in its own idea of now, which is up to a
+		// tick old: older, maybe, than the time of a write before.
+		now := fs.now().UnixNano()
+		if in.Valid&fuse.FATTR_ATIME_NOW != 0 {
+			s.Atime = now
+		}
+		if in.Valid&fuse.FATTR_MTIME_NOW != 0 {
+			s.Mtime = now
+		}
+	}
+	s.KillPriv = in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_KILL_SUIDGID) != 0
+	return s
+}
+
+// StatFs is statfs(2).
+func (fs *fileSystem) StatFs(_ <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	st, err := fs.vol.StatFS(context.Background())
+	if err != nil {
+		return fs.fail("statfs", h.NodeId, "", err)
+	}
+	*out = fuse.StatfsOut{
+		Blocks: st.Blocks, Bfree: st.Free, Bavail: st.Avail,
+		Files: st.Files, Ffree: st.FreeFiles,
+		Bsize: st.BlockSize, Frsize: st.BlockSize, NameLen: maxName,
+	}
+	return fuse.OK
+}

@@ -1,0 +1,163 @@
+//go:build linux
+
+package mount
+
+import (
+	"context"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/volume"
+)
+
+// Operations on names in directories. Modes arrive with the umask applied.
+
+func (fs *fileSystem) named(op string, parent uint64, name string, a *volume.Attr, err error, out *fuse.EntryOut) fuse.Status {
+	if err != nil {
+		return fs.fail(op, parent, name, err)
+	}
+	fs.entry(a, out)
+	return fuse.OK
+}
+
+// Mknod is mknod(2).
+func (fs *fileSystem) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := fs.vol.Mknod(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Rdev, caller(&in.InHeader, in.Umask))
+	return fs.named("mknod", in.NodeId, name, &a, err, out)
+}
+
+// Mkdir is mkdir(2).
+func (fs *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := fs.vol.Mkdir(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, caller(&in.InHeader, in.Umask))
+	return fs.named("mkdir", in.NodeId, name, &a, err, out)
+}
+
+// Symlink is symlink(2).
+func (fs *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := fs.vol.Symlink(context.Background(), namespace.Ino(h.NodeId), name, target, caller(h, 0))
+	return fs.named("symlink", h.NodeId, name, &a, err, out)
+}
+
+// Link is link(2).
+func (fs *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := fs.vol.Link(context.Background(), namespace.Ino(in.Oldnodeid), namespace.Ino(in.NodeId), name)
+	return fs.named("link", in.NodeId, name, &a, err, out)
+}
+
+// Readlink is readlink(2).
+func (fs *fileSystem) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	target, err := fs.vol.Readlink(context.Background(), namespace.Ino(h.NodeId))
+	return []byte(target), fs.status("readlink", h.NodeId, "", err)
+}
+
+// Unlink is unlink(2).
+func (fs *fileSystem) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	err := fs.vol.Unlink(context.Background(), namespace.Ino(h.NodeId), name)
+	return fs.status("unlink", h.NodeId, name, err)
+}
+
+// Rmdir is rmdir(2).
+func (fs *fileSystem) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	err := fs.vol.Rmdir(context.Background(), namespace.Ino(h.NodeId), name)
+	return fs.status("rmdir", h.NodeId, name, err)
+}
+
+// Rename is renameat2(2). The volume knows which flags there are.
+func (fs *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName string) fuse.Status {
+	err := fs.vol.Rename(context.Background(), namespace.Ino(in.NodeId), name, namespace.Ino(in.Newdir), newName, in.Flags)
+	return fs.status("rename", in.NodeId, name, err)
+}
+
+// OpenDir opens a directory. Reading one needs no handle, because its cookies
+// stay valid for as long as the directory exists. ENOSYS tells the kernel so; it
+// then opens directories without asking and keeps their entries cached.
+func (fs *fileSystem) OpenDir(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if fs.keepsDirs {
+		return fuse.ENOSYS
+	}
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
+	return fuse.OK
+}
+
+// ReleaseDir ends what OpenDir began.
+func (fs *fileSystem) ReleaseDir(*fuse.ReleaseIn) {}
+
+// FsyncDir is fsync(2) of a directory.
+func (fs *fileSystem) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return fs.status("fsyncdir", in.NodeId, "", fs.vol.SyncDir(context.Background(), namespace.Ino(in.NodeId)))
+}
+
+// Offsets in a directory stream are where the stream goes on. The volume's own
+// cookies are larger than these, which the volume leaves to us.
+const (
+	afterDot    = 1
+	afterDotDot = 2
+)
+
+// ReadDir lists a directory from an offset on.
+func (fs *fileSystem) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	err := fs.list(in, func(e fuse.DirEntry) bool { return out.AddDirEntry(e) })
+	return fs.status("readdir", in.NodeId, "", err)
+}
+
+// ReadDirPlus lists a directory together with the attributes of what is in it,
+// for a process that is about to ask for them one by one.
+func (fs *fileSystem) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	// Attributes are filled in after the listing, not from within it.
+	var slots []*fuse.EntryOut
+	var inos []uint64
+	err := fs.list(in, func(e fuse.DirEntry) bool {
+		slot := out.AddDirLookupEntry(e)
+		if slot == nil {
+			return false
+		}
+		if e.Name != "." && e.Name != ".." { // the kernel takes no attributes of these
+			slots, inos = append(slots, slot), append(inos, e.Ino)
+		}
+		return true
+	})
+	if err != nil {
+		return fs.fail("readdir", in.NodeId, "", err)
+	}
+	for i, slot := range slots {
+		// An inode that is gone by now keeps an empty slot: a bare name.
+		a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(inos[i]))
+		if err == nil {
+			fs.entry(&a, slot)
+		}
+	}
+	return fuse.OK
+}
+
+// list calls add for the entries from in.Offset on until add returns false.
+func (fs *fileSystem) list(in *fuse.ReadIn, add func(fuse.DirEntry) bool) error {
+	ctx, dir, off := context.Background(), namespace.Ino(in.NodeId), in.Offset
+	if off < afterDot && !add(fuse.DirEntry{Name: ".", Ino: in.NodeId, Mode: syscall.S_IFDIR, Off: afterDot}) {
+		return nil
+	}
+	if off < afterDotDot {
+		parent, err := fs.vol.Lookup(ctx, dir, "..")
+		if err != nil {
+			return err
+		}
+		if !add(fuse.DirEntry{Name: "..", Ino: uint64(parent.Ino), Mode: syscall.S_IFDIR, Off: afterDotDot}) {
+			return nil
+		}
+	}
+	cookie := off
+	if off <= afterDotDot {
+		off, cookie = afterDotDot, 0
+	}
+	return fs.vol.ReadDir(ctx, dir, cookie, func(d namespace.Dentry) bool {
+		// A page that ends among entries with one cookie is followed by
+		// one that begins with the first of them: rather a name twice
+		// than one not at all.
+		next := off
+		if d.More == 0 {
+			next, off = d.Cookie, d.Cookie
+		}
+		return add(fuse.DirEntry{Name: d.Name, Ino: uint64(d.Ino), Mode: d.Type, Off: next})
+	})
+}

@@ -1,0 +1,83 @@
+// Package mount shows a volume as a directory of the operating system. It is a
+// thin adapter from FUSE's wire protocol, as go-fuse decodes it, to the methods
+// of volume.Volume: it translates numbers, flags and errors, keeps the table of
+// open files that the kernel refers to by number, and decides what the kernel
+// may cache. All that a file system has to know is in package volume.
+//
+// The node id that the kernel sees is the inode number, the generation is the
+// inode's own, both persistent, so there is no table of nodes and file handles
+// of NFS survive a restart. The kernel checks permissions (default_permissions)
+// and applies the umask.
+//
+// Caches: one kernel is the only writer of a volume, and it updates its own
+// caches as it writes. Names, absent names, attributes and pages are therefore
+// kept by the kernel for long.
+//
+// Mounting works on Linux. On other systems the package builds, and Mount fails
+// with ErrUnsupported.
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"syscall"
+	"time"
+)
+
+// Options say where and how to mount. Only Mountpoint is required.
+type Options struct {
+	// Mountpoint is the directory to mount on. If it does not exist but its
+	// parent does, it is created, and stays after Unmount.
+	Mountpoint string
+	// AllowOther lets users other than the one who mounts in, within the
+	// permissions of files. Mounts by root always do; others need
+	// user_allow_other in /etc/fuse.conf.
+	AllowOther bool
+	// ReadOnly makes the kernel refuse every change.
+	ReadOnly bool
+	// Now is the clock for utimens with UTIME_NOW; default time.Now.
+	Now func() time.Time
+	// Logger gets what cannot be told to the calling process; default: none.
+	Logger *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Errors of Mount and Unmount, besides those of the system. Compare with
+// errors.Is.
+var (
+	// ErrUnsupported says that this system cannot mount.
+	ErrUnsupported = errors.New("mounting is supported on Linux only")
+	// ErrNoFUSE says that the kernel's FUSE device is missing.
+	ErrNoFUSE = errors.New("/dev/fuse is missing: load the kernel module with \"modprobe fuse\"; " +
+		"in a container, pass --device /dev/fuse --cap-add SYS_ADMIN")
+	// ErrNoHelper says that mounting without root needs a program that is
+	// not installed.
+	ErrNoHelper = errors.New("fusermount3 is missing, which mounts for ordinary users: install the package fuse3")
+	// ErrAllowOther says that the system does not let ordinary users show
+	// their mounts to others.
+	ErrAllowOther = errors.New("mounting for other users needs the line user_allow_other in /etc/fuse.conf")
+	// ErrMounted says that the mount point is a live mount of Cairn already.
+	ErrMounted = errors.New("already mounted")
+	// ErrNotMounted says that there is no mount of Cairn to unmount.
+	ErrNotMounted = errors.New("not a mount point of cairn")
+)
+
+// BusyError says that a mount cannot be unmounted because processes have files
+// open in it or work in one of its directories. It is syscall.EBUSY.
+type BusyError struct{ Mountpoint string }
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("%s is in use: \"fuser -vm %s\" shows by whom; a lazy unmount hides it now and ends when they do",
+		e.Mountpoint, e.Mountpoint)
+}
+
+func (e *BusyError) Unwrap() error { return syscall.EBUSY }
