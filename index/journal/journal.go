@@ -297,6 +297,17 @@ func (j *Journal) Last() Seq {
 	return j.last
 }
 
+// First returns the number of the oldest record that was not trimmed, 1 before the
+// first Append. If it is above 1 the journal alone does not tell all that happened.
+func (j *Journal) First() Seq {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.files) == 0 {
+		return 1
+	}
+	return j.files[0].first
+}
+
 // Synced returns the number up to which all records are durable.
 func (j *Journal) Synced() Seq {
 	j.mu.Lock()

@@ -1,0 +1,312 @@
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/chunker"
+)
+
+// helloTime is how long a node may take to say that it is there.
+const helloTime = 3 * time.Second
+
+// maxIdle is how many connections a client keeps open between requests.
+const maxIdle = 16
+
+// Client is the Node of another process.
+type Client struct {
+	http   http.Client
+	format manifest.Format
+}
+
+// Dial connects to the process that has the store in the data directory dir
+// open. It fails with ErrUnavailable if no process answers within 3 seconds, and
+// with ErrProtocol if another version of the program does.
+func Dial(ctx context.Context, dir string) (*Client, error) {
+	c := &Client{http: http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return connect(ctx, dir)
+		},
+		MaxIdleConns:        maxIdle,
+		MaxIdleConnsPerHost: maxIdle,
+		IdleConnTimeout:     idleTime,
+		DisableCompression:  true,
+		WriteBufferSize:     64 << 10,
+	}}}
+	ctx, cancel := context.WithTimeout(ctx, helloTime)
+	defer cancel()
+	var h hello
+	if err := c.getJSON(ctx, "hello", &h); err != nil {
+		return nil, err
+	}
+	if h.Protocol != protocolVersion {
+		return nil, fmt.Errorf("%w: version %d, not %d", ErrProtocol, h.Protocol, protocolVersion)
+	}
+	chunker, err := chunker.New(h.Chunker)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrProtocol, err)
+	}
+	c.format = manifest.Format{Chunker: chunker}
+	return c, nil
+}
+
+// Close gives up the connections; the node goes on.
+func (c *Client) Close() error {
+	c.http.CloseIdleConnections()
+	return nil
+}
+
+// Format returns the format of the node's store.
+func (c *Client) Format() manifest.Format { return c.format }
+
+// do sends a request and returns the answer to it, which the caller closes.
+func (c *Client) do(ctx context.Context, method, call string, size int64, body func() io.ReadCloser) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://node/v1/"+call, nil)
+	if err != nil {
+		return nil, err
+	}
+	if size > 0 {
+		req.ContentLength, req.Body = size, body()
+		req.GetBody = func() (io.ReadCloser, error) { return body(), nil }
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, unavailable(ctx, err)
+	}
+	if resp.StatusCode < 400 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxError))
+	if err != nil {
+		return nil, unavailable(ctx, err)
+	}
+	return nil, decodeError(data)
+}
+
+// unavailable says that err, a failure to talk to the node, is the node's,
+// unless the caller has given up.
+func unavailable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// post sends data and reads the answer with read, which may be nil.
+func (c *Client) post(ctx context.Context, call string, data []byte, read func(io.Reader) error) error {
+	resp, err := c.do(ctx, http.MethodPost, call, int64(len(data)), func() io.ReadCloser {
+		return io.NopCloser(bytes.NewReader(data))
+	})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if read == nil {
+		return nil
+	}
+	return read(resp.Body)
+}
+
+func (c *Client) postJSON(ctx context.Context, call string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return c.post(ctx, call, data, nil)
+}
+
+func (c *Client) getJSON(ctx context.Context, call string, v any) error {
+	resp, err := c.do(ctx, http.MethodGet, call, 0, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxJSON))
+	if err != nil {
+		return unavailable(ctx, err)
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%w: %v", ErrProtocol, err)
+	}
+	return nil
+}
+
+// Get asks the node for the block and verifies it again.
+func (c *Client) Get(ctx context.Context, cid cas.CID, buf []byte) (b cas.Block, err error) {
+	if err := ctx.Err(); err != nil {
+		return b, err
+	}
+	if !cid.Defined() { // there is no such CID to ask for
+		return b, &cas.BlockError{Op: "get", CID: cid, Err: cas.ErrNotFound}
+	}
+	err = c.post(ctx, "blocks/get", cid.Bytes(), func(r io.Reader) error {
+		tag, data, err := readEntry(r, buf)
+		if err != nil {
+			return unavailable(ctx, err)
+		}
+		b, err = entryBlock(cid, tag, data)
+		return err
+	})
+	return b, err
+}
+
+// Put sends the node the blocks that it does not have, up to 4 MiB at a time.
+func (c *Client) Put(ctx context.Context, blocks ...cas.Block) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for len(blocks) > 0 {
+		n, size := 0, 0
+		for n < len(blocks) && n < maxHas {
+			if size += putHeader + len(blocks[n].Data()); size > maxPut {
+				break
+			}
+			n++
+		}
+		if err := c.putBatch(ctx, blocks[:n]); err != nil {
+			return err
+		}
+		blocks = blocks[n:]
+	}
+	return nil
+}
+
+func (c *Client) putBatch(ctx context.Context, blocks []cas.Block) error {
+	cids := make([]cas.CID, len(blocks))
+	for i, b := range blocks {
+		cids[i] = b.CID()
+	}
+	has, err := c.Has(ctx, cids...)
+	if err != nil {
+		return err
+	}
+	missing := make([]cas.Block, 0, len(blocks))
+	for i, b := range blocks {
+		if !has[i] {
+			missing = append(missing, b)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	resp, err := c.do(ctx, http.MethodPost, "blocks/put", putSize(missing), func() io.ReadCloser {
+		return &putBody{blocks: missing}
+	})
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Has asks the node.
+func (c *Client) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	has := make([]bool, 0, len(cids))
+	for len(cids) > 0 {
+		n := min(len(cids), maxHas)
+		ask := appendCIDs(nil, cids[:n]) // leaves out the zero CID
+		answer := make([]byte, len(ask)/cas.CIDSize)
+		err := c.post(ctx, "blocks/has", ask, func(r io.Reader) error {
+			if _, err := io.ReadFull(r, answer); err != nil {
+				return unavailable(ctx, err)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, cid := range cids[:n] {
+			if !cid.Defined() {
+				has = append(has, false)
+				continue
+			}
+			has, answer = append(has, answer[0] != 0), answer[1:]
+		}
+		cids = cids[n:]
+	}
+	return has, nil
+}
+
+// Sync makes the node's blocks durable.
+func (c *Client) Sync(ctx context.Context) error { return c.post(ctx, "sync", nil, nil) }
+
+// Status asks the node.
+func (c *Client) Status(ctx context.Context) (status Status, err error) {
+	err = c.getJSON(ctx, "status", &status)
+	return status, err
+}
+
+// Pin asks the node, 500 pins at a time: of more than that, some may have been
+// made when it fails.
+func (c *Client) Pin(ctx context.Context, pins ...Pin) error {
+	return inBatches(pins, func(pins []Pin) error { return c.postJSON(ctx, "pins", pins) })
+}
+
+// Unpin asks the node, 500 pins at a time like Pin.
+func (c *Client) Unpin(ctx context.Context, cids ...cas.CID) error {
+	return inBatches(cids, func(cids []cas.CID) error { return c.postJSON(ctx, "unpin", cids) })
+}
+
+func inBatches[T any](items []T, do func([]T) error) error {
+	for len(items) > 0 {
+		n := min(len(items), maxPins)
+		if err := do(items[:n]); err != nil {
+			return err
+		}
+		items = items[n:]
+	}
+	return nil
+}
+
+// Pins asks the node.
+func (c *Client) Pins(ctx context.Context, fn func(Pin) error) error {
+	resp, err := c.do(ctx, http.MethodGet, "pins", 0, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return readList(ctx, resp.Body, fn)
+}
+
+// Check has the node check itself.
+func (c *Client) Check(ctx context.Context, bad func(cas.CID, error) error) error {
+	return c.post(ctx, "check", nil, func(r io.Reader) error {
+		return readList(ctx, r, func(d damage) error { return bad(d.CID, d.Err.err()) })
+	})
+}
+
+// readList calls fn for each item of a list.
+func readList[T any](ctx context.Context, r io.Reader, fn func(T) error) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxJSON)
+	for lines.Scan() {
+		var line listLine[T]
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			return fmt.Errorf("%w: %v", ErrProtocol, err)
+		}
+		switch {
+		case line.Err != nil:
+			return line.Err.err()
+		case line.End:
+			return nil
+		case line.Item != nil:
+			if err := fn(*line.Item); err != nil {
+				return err
+			}
+		}
+	}
+	return unavailable(ctx, errors.Join(lines.Err(), io.ErrUnexpectedEOF))
+}
