@@ -8,7 +8,8 @@ import (
 )
 
 // Handle is an open regular file. Release ends it; all other methods may be
-// called at the same time.
+// called at the same time. Moving bytes down is not interrupted when the
+// caller is: a tree that is half written could only be thrown away.
 type Handle struct {
 	f     *file
 	flags uint32 // of open(2)
@@ -31,7 +32,7 @@ func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
 // returns len(p). With O_SYNC or O_DSYNC it is durable on return. The handle
 // does not keep p.
 func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
-	if err := h.f.write(ctx, p, off, h.flags&syscall.O_APPEND != 0); err != nil {
+	if err := h.f.write(context.WithoutCancel(ctx), p, off, h.flags&syscall.O_APPEND != 0); err != nil {
 		return 0, err
 	}
 	if h.flags&(syscall.O_SYNC|syscall.O_DSYNC) != 0 {
@@ -46,12 +47,12 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
 // is small is committed, what was written here and there into a large file
 // stays dirty until it is folded in the background.
 func (h *Handle) Flush(ctx context.Context) error {
-	return h.f.settle(ctx)
+	return h.f.settle(context.WithoutCancel(ctx))
 }
 
 // Fsync returns when the file's content, size and name are durable.
 func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
-	if err := h.f.secure(ctx); err != nil {
+	if err := h.f.secure(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
 	return h.f.v.syncLog(ctx)

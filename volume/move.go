@@ -143,7 +143,7 @@ func (f *file) commit(ctx context.Context) error {
 	f.v.mem.Add(-f.frozen.mem)
 	f.frozen = extents{}
 	f.base = f.v.baseOf(content)
-	f.folded, f.first = last, 0
+	f.folded, f.first = journal.Seq(content.Folded), 0
 	f.err = nil
 	f.changed = f.touched != touched // what was written meanwhile is for the next commit
 	return nil
@@ -293,21 +293,21 @@ func (f *file) secure(ctx context.Context) error {
 	f.mu.Lock()
 	whole := f.base.reader == nil && f.base.stream == nil &&
 		(f.size <= namespace.MaxInline || f.dirty.loose > journalMax)
-	// The tree of a stream can be named as it is, unless the journal has
-	// records of the file: replayed over what the stream holds by then, they
-	// could bring back old bytes.
+	// The tree of a stream can be named as it is, unless it lacks something
+	// older than what it holds, or the journal has records of the file, which
+	// would be replayed over it.
 	rest := f.base.stream != nil && f.base.length > f.committed.Content.Length
-	recorded := f.first != 0
+	mixed := f.first != 0 || len(f.dirty.overlapping(0, f.base.length)) > 0
 	f.mu.Unlock()
 	switch {
-	case whole || rest && recorded:
+	case whole || rest && mixed:
 		return f.commit(ctx)
 	case rest:
 		if err := f.nameStream(ctx); err != nil {
 			return err
 		}
 	}
-	return f.record(ctx, false)
+	return f.record(false)
 }
 
 // nameStream names what the stream holds so far.
@@ -323,31 +323,38 @@ func (f *file) nameStream(ctx context.Context) error {
 	return f.name(ctx, c, max(root.Size, f.committed.Size))
 }
 
-// record writes the dirty extents that are in no record yet to the journal.
-// With spill their memory is freed.
-func (f *file) record(ctx context.Context, spill bool) error {
+// record writes the dirty extents that are in no record yet to the journal, as
+// one group that a restart takes whole or not at all: their order is that of
+// offsets, not that in which they were written. With spill the memory of all
+// extents is freed.
+func (f *file) record(spill bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var loose []extent
 	for _, e := range f.dirty.all() {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		if e.seq == 0 {
-			rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime}
-			seq, at, err := f.v.appendRange(&rec, e.mem)
-			if err != nil {
-				return fmt.Errorf("journal inode %d at %d: %w", f.ino, e.off, err)
-			}
-			f.dirty.remove(e)
-			e.seq, e.at, e.pos = seq, at, rangeHeaderSize
-			f.dirty.add(e)
-			f.recorded(seq)
+			loose = append(loose, e)
 		}
-		if spill && e.mem != nil {
-			f.dirty.remove(e)
-			e.mem = nil
-			f.dirty.add(e)
-			f.v.mem.Add(-e.n)
+	}
+	for i, e := range loose {
+		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime, More: i+1 < len(loose)}
+		seq, at, err := f.v.appendRange(&rec, e.mem)
+		if err != nil {
+			return fmt.Errorf("journal inode %d at %d: %w", f.ino, e.off, err)
+		}
+		f.dirty.remove(e)
+		e.seq, e.at, e.pos = seq, at, rangeHeaderSize
+		f.dirty.add(e)
+		f.recorded(seq)
+	}
+	if spill {
+		for _, e := range f.dirty.all() {
+			if e.mem != nil {
+				f.dirty.remove(e)
+				e.mem = nil
+				f.dirty.add(e)
+				f.v.mem.Add(-e.n)
+			}
 		}
 	}
 	return nil
@@ -373,7 +380,7 @@ func (f *file) setSize(ctx context.Context, size int64, killPriv bool) error {
 		}
 	}
 	// A crash must not keep the new size and lose what was written before.
-	if err := f.record(ctx, false); err != nil {
+	if err := f.record(false); err != nil {
 		return err
 	}
 	now := f.v.now()
@@ -462,4 +469,3 @@ func (f *file) cid(ctx context.Context) (cas.CID, error) {
 	root, err := manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, b.root, size, edits)
 	return root.CID, err
 }
-

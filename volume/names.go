@@ -64,7 +64,7 @@ func (v *Volume) SetAttr(ctx context.Context, ino namespace.Ino, s SetAttr) (Att
 		if err != nil {
 			return Attr{}, err
 		}
-		err = f.setSize(ctx, s.Size, s.KillPriv)
+		err = f.setSize(context.WithoutCancel(ctx), s.Size, s.KillPriv)
 		v.release(f)
 		if err != nil {
 			return Attr{}, err
@@ -180,7 +180,7 @@ func (v *Volume) Open(ctx context.Context, ino namespace.Ino, flags uint32) (*Ha
 		return nil, err
 	}
 	if flags&syscall.O_TRUNC != 0 {
-		if err := f.setSize(ctx, 0, false); err != nil {
+		if err := f.setSize(context.WithoutCancel(ctx), 0, false); err != nil {
 			v.release(f)
 			return nil, err
 		}
@@ -293,7 +293,7 @@ func (v *Volume) GetXattr(ctx context.Context, ino namespace.Ino, name string) (
 		return nil, err
 	}
 	defer v.release(f)
-	c, err := f.cid(ctx)
+	c, err := f.cid(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, err
 	}

@@ -13,17 +13,19 @@ import (
 // or when memory is short. A record is a fixed header, then the bytes:
 //
 //	0   1  version, 1
-//	1   1  flags, bit 0: truncate
+//	1   1  flags, bit 0: truncate; bit 1: more of the group follows
 //	2   8  inode, big endian as all numbers
 //	10  8  offset of the bytes; of a truncate: the new size
 //	18  8  time of the write, nanoseconds since 1970
 //	26  …  the bytes
 //
 // A restart puts the records of a file back over its committed content, in
-// their order, from the one after Content.Folded on.
+// their order, from the one after Content.Folded on. A group that is cut off is
+// left out.
 const (
 	rangeVersion    = 1
 	rangeTruncate   = 1
+	rangeMore       = 2
 	rangeHeaderSize = 26
 )
 
@@ -35,13 +37,17 @@ type rangeRecord struct {
 	Off      int64
 	Mtime    int64
 	Truncate bool
+	More     bool // the file's next record belongs to the same group
 }
 
 func (r *rangeRecord) encode() [rangeHeaderSize]byte {
 	var b [rangeHeaderSize]byte
 	b[0] = rangeVersion
 	if r.Truncate {
-		b[1] = rangeTruncate
+		b[1] |= rangeTruncate
+	}
+	if r.More {
+		b[1] |= rangeMore
 	}
 	binary.BigEndian.PutUint64(b[2:], uint64(r.Ino))
 	binary.BigEndian.PutUint64(b[10:], uint64(r.Off))
@@ -54,7 +60,7 @@ func decodeRange(p []byte) (rangeRecord, int64, error) {
 	if len(p) < rangeHeaderSize {
 		return rangeRecord{}, 0, fmt.Errorf("%w: %d bytes", ErrRecord, len(p))
 	}
-	if p[0] != rangeVersion || p[1]&^rangeTruncate != 0 {
+	if p[0] != rangeVersion || p[1]&^(rangeTruncate|rangeMore) != 0 {
 		return rangeRecord{}, 0, fmt.Errorf("%w: version %d, flags %#x", ErrRecord, p[0], p[1])
 	}
 	r := rangeRecord{
@@ -62,6 +68,7 @@ func decodeRange(p []byte) (rangeRecord, int64, error) {
 		Off:      int64(binary.BigEndian.Uint64(p[10:])),
 		Mtime:    int64(binary.BigEndian.Uint64(p[18:])),
 		Truncate: p[1]&rangeTruncate != 0,
+		More:     p[1]&rangeMore != 0,
 	}
 	n := int64(len(p) - rangeHeaderSize)
 	if r.Off < 0 || r.Off > maxSize-n || r.Truncate && n != 0 {
@@ -104,6 +111,9 @@ func (v *Volume) restore() error {
 		}
 		if err != nil {
 			return err
+		}
+		for len(records) > 0 && records[len(records)-1].More {
+			records = records[:len(records)-1]
 		}
 		f := v.newFile(n)
 		for _, r := range records {

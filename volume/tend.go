@@ -28,7 +28,7 @@ func (v *Volume) drainLoop(ctx context.Context) {
 			return
 		case f := <-v.drains:
 			f.move.Lock()
-			if err := f.drainTail(ctx); err != nil && ctx.Err() == nil {
+			if err := f.drainTail(context.WithoutCancel(ctx)); err != nil {
 				v.o.Logger.Warn("cannot store written data yet", "inode", f.ino, "err", err)
 			}
 			f.move.Unlock()
@@ -49,7 +49,7 @@ func (v *Volume) admit(ctx context.Context, f *file) error {
 	if v.mem.Load() < memoryMax {
 		return nil
 	}
-	return f.record(ctx, true)
+	return f.record(true)
 }
 
 // tend runs until ctx ends.
@@ -62,14 +62,11 @@ func (v *Volume) tend(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := v.foldOld(ctx); err != nil && ctx.Err() == nil {
-			v.o.Logger.Warn("cannot fold written ranges", "err", err)
-		}
-		if err := v.Sync(ctx); err != nil && ctx.Err() == nil {
-			v.o.Logger.Warn("cannot sync", "err", err)
-		}
-		if err := v.reapIdle(ctx); err != nil && ctx.Err() == nil {
-			v.o.Logger.Warn("cannot reap deleted files", "err", err)
+		work := context.WithoutCancel(ctx)
+		for _, err := range []error{v.foldOld(work), v.Sync(work), v.reapIdle(work)} {
+			if err != nil {
+				v.o.Logger.Warn("background work failed, it is tried again", "err", err)
+			}
 		}
 	}
 }

@@ -75,7 +75,7 @@ type Volume struct {
 	now   func() int64
 
 	mu      sync.Mutex
-	files   map[namespace.Ino]*file    // open or unclean
+	files   map[namespace.Ino]*file // open or unclean
 	orphans map[namespace.Ino]bool  // without a name, not reaped yet; true: unknown to the kernel
 	closed  bool
 

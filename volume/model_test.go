@@ -1,0 +1,317 @@
+package volume
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/zeebo/blake3"
+
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/cas/mem"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+)
+
+var (
+	seedFlag  = flag.Uint64("seed", 0, "replay this seed of the model test only")
+	seedsFlag = flag.Uint64("seeds", 10, "how many seeds the model test runs")
+	stepsFlag = flag.Int("steps", 400, "operations for each seed of the model test")
+)
+
+// modelFile is what one file must hold, and what it held since it was last
+// durable: after a power loss it may be any of those.
+type modelFile struct {
+	ino      namespace.Ino
+	h        *Handle
+	content  []byte
+	versions [][32]byte // hashes
+}
+
+func (m *modelFile) changed() { m.versions = append(m.versions, blake3.Sum256(m.content)) }
+
+func (m *modelFile) durable() { m.versions = [][32]byte{blake3.Sum256(m.content)} }
+
+// resize cuts content or extends it with zeros.
+func (m *modelFile) resize(n int64) {
+	if n > int64(len(m.content)) {
+		m.content = append(m.content, make([]byte, n-int64(len(m.content)))...)
+	}
+	m.content = m.content[:n]
+}
+
+type modelTest struct {
+	t     *testing.T
+	seed  uint64
+	rnd   *rand.Rand
+	fs    *vfs.MemFS
+	r     *rig
+	files []*modelFile
+	keep  journal.Seq // where the journal was last trimmed
+	step  int
+	trace []string
+}
+
+func (m *modelTest) fatalf(format string, args ...any) {
+	m.t.Helper()
+	for _, line := range m.trace[max(0, len(m.trace)-40):] {
+		m.t.Log(line)
+	}
+	m.t.Fatalf("step %d: %s\nreplay with: go test ./volume -run TestFilesAreWhatWasWritten -seed %d",
+		m.step, fmt.Sprintf(format, args...), m.seed)
+}
+
+func (m *modelTest) must(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.fatalf("%v", err)
+	}
+}
+
+// TestFilesAreWhatWasWritten performs random operations on a few files and on
+// byte slices, and compares. Now and then the volume is closed and opened, or
+// the power fails and takes a random part of what was not synced: then each
+// file must be what it was at some instant since its last sync.
+func TestFilesAreWhatWasWritten(t *testing.T) {
+	var seeds []uint64
+	for s := range *seedsFlag {
+		seeds = append(seeds, s+1)
+	}
+	if *seedFlag != 0 {
+		seeds = []uint64{*seedFlag}
+	}
+	for _, seed := range seeds {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			m := &modelTest{t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 0)), fs: vfs.NewCrashableMem()}
+			m.r = openRig(t, m.fs, m.keep)
+			for range 3 {
+				m.create()
+			}
+			m.must(m.r.Sync(t.Context()))
+			for m.step = range *stepsFlag {
+				m.do()
+			}
+			m.reopen()
+			m.compareAll()
+			m.r.close()
+		})
+	}
+}
+
+func (m *modelTest) log(format string, args ...any) {
+	m.trace = append(m.trace, fmt.Sprintf("%4d ", m.step)+fmt.Sprintf(format, args...))
+}
+
+func (m *modelTest) create() {
+	name := fmt.Sprint("file", len(m.files))
+	a, h, err := m.r.Create(m.t.Context(), namespace.RootIno, name, 0o644, syscall.O_RDWR, Caller{})
+	m.must(err)
+	f := &modelFile{ino: a.Ino, h: h}
+	f.durable()
+	m.files = append(m.files, f)
+}
+
+// size draws a length, mostly small, now and then larger than what is streamed
+// at once.
+func (m *modelTest) size() int64 {
+	switch m.rnd.IntN(12) {
+	case 0:
+		return streamMin + m.rnd.Int64N(streamMin)
+	case 1, 2, 3:
+		return m.rnd.Int64N(64 << 10)
+	default:
+		return m.rnd.Int64N(6000) + 1
+	}
+}
+
+func (m *modelTest) bytes(n int64) []byte {
+	p := make([]byte, n)
+	if m.rnd.IntN(4) == 0 {
+		return p // zeros
+	}
+	src := rand.NewChaCha8([32]byte{byte(m.step), byte(m.step >> 8), byte(m.seed)})
+	_, _ = src.Read(p)
+	return p
+}
+
+func (m *modelTest) do() {
+	ctx := m.t.Context()
+	f := m.files[m.rnd.IntN(len(m.files))]
+	length := int64(len(f.content))
+	switch m.rnd.IntN(22) {
+	case 0, 1, 2, 3, 4, 5:
+		off, p := m.rnd.Int64N(length+1+length/8), m.bytes(m.size())
+		m.log("inode %d: write [%d,%d) of %d", f.ino, off, off+int64(len(p)), length)
+		m.write(f, p, off)
+	case 6, 7, 8, 9:
+		p := m.bytes(m.size())
+		m.log("inode %d: append %d to %d", f.ino, len(p), length)
+		m.write(f, p, length)
+	case 10:
+		n := m.rnd.Int64N(length + 5000)
+		m.log("inode %d: truncate %d to %d", f.ino, length, n)
+		_, err := m.r.SetAttr(ctx, f.ino, SetAttr{Valid: SetSize, Size: n})
+		m.must(err)
+		f.resize(n)
+		f.changed()
+	case 11, 12:
+		m.log("inode %d: fsync", f.ino)
+		m.must(f.h.Fsync(ctx, false))
+		f.durable()
+	case 13:
+		m.log("inode %d: flush", f.ino)
+		m.must(f.h.Flush(ctx))
+	case 14:
+		m.log("sync")
+		m.must(m.r.Sync(ctx))
+		for _, f := range m.files {
+			f.durable()
+		}
+	case 15:
+		m.log("inode %d: commit", f.ino)
+		f.h.f.move.Lock()
+		err := f.h.f.commit(ctx)
+		f.h.f.move.Unlock()
+		m.must(err)
+	case 16:
+		m.log("inode %d: spill", f.ino)
+		f.h.f.move.Lock()
+		err := f.h.f.record(true)
+		f.h.f.move.Unlock()
+		m.must(err)
+	case 17:
+		m.log("inode %d: CID", f.ino)
+		m.compareCID(f)
+	case 18:
+		if m.rnd.IntN(3) == 0 {
+			m.log("close and open")
+			m.reopen()
+		}
+	case 19:
+		if m.rnd.IntN(3) == 0 {
+			m.log("power loss")
+			m.crash()
+		}
+	case 20:
+		m.log("trim the journal")
+		applied := m.r.journal.Last()
+		m.must(m.r.db.Flush())
+		m.must(m.r.TrimJournal(applied+1, func(keep journal.Seq) error {
+			m.keep = keep
+			return m.r.journal.Trim(keep)
+		}))
+	default:
+		m.compare(f)
+	}
+}
+
+func (m *modelTest) write(f *modelFile, p []byte, off int64) {
+	n, err := f.h.Write(m.t.Context(), p, off)
+	m.must(err)
+	if n != len(p) {
+		m.fatalf("wrote %d of %d", n, len(p))
+	}
+	f.resize(max(int64(len(f.content)), off+int64(len(p))))
+	copy(f.content[off:], p)
+	f.changed()
+}
+
+// compare reads a random range and, now and then, the whole file.
+func (m *modelTest) compare(f *modelFile) {
+	from := m.rnd.Int64N(int64(len(f.content)) + 1)
+	n := m.rnd.Int64N(int64(len(f.content)) - from + 100)
+	if m.rnd.IntN(4) == 0 {
+		from, n = 0, int64(len(f.content))+100
+	}
+	got := m.read(f, from, n)
+	want := f.content[from:min(int64(len(f.content)), from+n)]
+	if !bytes.Equal(got, want) {
+		m.fatalf("inode %d: read [%d,%d) of %d: %s", f.ino, from, from+n, len(f.content), difference(got, want))
+	}
+	a, err := m.r.GetAttr(m.t.Context(), f.ino)
+	m.must(err)
+	if a.Size != int64(len(f.content)) {
+		m.fatalf("inode %d: stat says %d bytes, want %d", f.ino, a.Size, len(f.content))
+	}
+}
+
+func (m *modelTest) read(f *modelFile, off, n int64) []byte {
+	p := bytes.Repeat([]byte{0xee}, int(n))
+	got, err := f.h.Read(m.t.Context(), p, off)
+	m.must(err)
+	return p[:got]
+}
+
+func (m *modelTest) compareAll() {
+	for _, f := range m.files {
+		if got := m.read(f, 0, int64(len(f.content))+1); !bytes.Equal(got, f.content) {
+			m.fatalf("inode %d: %s", f.ino, difference(got, f.content))
+		}
+	}
+}
+
+// compareCID checks that the CID is that of the bytes, however they came to be.
+func (m *modelTest) compareCID(f *modelFile) {
+	got, err := m.r.GetXattr(m.t.Context(), f.ino, CIDAttr)
+	m.must(err)
+	w := manifest.NewWriter(new(mem.Store), testFormat(m.t))
+	m.must(w.Write(m.t.Context(), f.content))
+	want, err := w.Finish(m.t.Context())
+	m.must(err)
+	if string(got) != want.CID.String() {
+		m.fatalf("inode %d: CID is %s, want %v", f.ino, got, want.CID)
+	}
+}
+
+func (m *modelTest) open() {
+	for _, f := range m.files {
+		h, err := m.r.Open(m.t.Context(), f.ino, syscall.O_RDWR)
+		m.must(err)
+		f.h = h
+	}
+}
+
+func (m *modelTest) reopen() {
+	for _, f := range m.files {
+		f.h.Release()
+		f.durable()
+	}
+	m.r.close()
+	m.r = openRig(m.t, m.fs, m.keep)
+	m.open()
+	m.compareAll()
+}
+
+func (m *modelTest) crash() {
+	clone := m.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: m.rnd.IntN(101), RNG: m.rnd})
+	m.r.abandon()
+	m.fs = clone
+	m.r = openRig(m.t, m.fs, m.keep)
+	m.open()
+	for _, f := range m.files {
+		a, err := m.r.GetAttr(m.t.Context(), f.ino)
+		m.must(err)
+		got := m.read(f, 0, a.Size)
+		if !slices.Contains(f.versions, blake3.Sum256(got)) {
+			m.fatalf("inode %d: after power loss it is none of the %d versions since the last sync; against the newest: %s",
+				f.ino, len(f.versions), difference(got, f.content))
+		}
+		f.content = got
+		f.durable()
+	}
+}
+
+func difference(got, want []byte) string {
+	for i := range min(len(got), len(want)) {
+		if got[i] != want[i] {
+			return fmt.Sprintf("%d bytes, want %d; byte %d is %#x, want %#x", len(got), len(want), i, got[i], want[i])
+		}
+	}
+	return fmt.Sprintf("%d bytes, want %d; no byte differs", len(got), len(want))
+}

@@ -1,0 +1,101 @@
+package volume
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/cas/segment"
+	"github.com/cairnfs/cairn/chunker"
+	"github.com/cairnfs/cairn/index"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/namespace/solo"
+)
+
+// rig is a volume with everything below it, on a file system in memory that can
+// lose power.
+type rig struct {
+	*Volume
+	t       testing.TB
+	db      *index.DB
+	blocks  *segment.Store
+	journal *journal.Journal
+	state   *namespace.State
+}
+
+func testFormat(t testing.TB) manifest.Format {
+	t.Helper()
+	// Small chunks, so that small files have deep trees.
+	c, err := chunker.New(chunker.Params{Algorithm: chunker.DefaultParams().Algorithm, Min: 256, Avg: 1024, Max: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return manifest.Format{Chunker: c}
+}
+
+// openRig opens the store on fs; of the journal, records from keep on are needed.
+// Background work is left to the test: the
+// volume's own clock ticks once an hour.
+func openRig(t testing.TB, fs vfs.FS, keep journal.Seq) *rig {
+	t.Helper()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &rig{t: t}
+	var err error
+	r.db, err = index.Open(index.Options{FS: fs, Dir: "index"})
+	must(err)
+	r.blocks, err = segment.Open(segment.Options{FS: fs, Dir: "segments", Index: r.db, Reserve: -1})
+	must(err)
+	r.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal"})
+	must(err)
+	r.state, err = namespace.Open(r.db.Pebble(), namespace.Options{})
+	must(err)
+	log := solo.Open(r.state, r.journal, r.blocks.Mark)
+	r.db.SetBarrier(func() error {
+		if err := r.blocks.Sync(context.Background()); err != nil {
+			return err
+		}
+		return r.journal.Sync(context.Background())
+	})
+	r.Volume = New(Options{
+		Store: r.blocks, Format: testFormat(t), State: r.state, Log: log, Journal: r.journal,
+		Usage:        func() (Usage, error) { return Usage{Total: 1 << 40, Free: 1 << 39, Avail: 1 << 39}, nil },
+		SyncInterval: time.Hour,
+	})
+	must(r.journal.Replay(keep, r.blocks.ValidMark(), func(rec journal.Record) error {
+		if rec.Kind == journal.KindRange {
+			return r.Replay(rec)
+		}
+		return log.Replay(rec)
+	}))
+	must(r.Start(ctx))
+	return r
+}
+
+// close stops the rig as a clean shutdown does.
+func (r *rig) close() {
+	r.t.Helper()
+	for _, stop := range []func() error{
+		func() error { return r.Volume.Close(context.Background()) },
+		r.journal.Close, r.blocks.Close, r.db.Close,
+	} {
+		if err := stop(); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// abandon stops the goroutines and leaves the disk as it is.
+func (r *rig) abandon() {
+	r.stop()
+	r.done.Wait()
+}
