@@ -1,0 +1,125 @@
+package segment
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/index"
+)
+
+// locate returns where a block lies, and whether there is one.
+func (s *Store) locate(hash *index.Hash) (at index.Location, ok bool, epoch uint64, err error) {
+	at, ok, epoch = s.table.find(hash)
+	if !ok {
+		at, ok, err = s.ix.Block(hash)
+	}
+	return at, ok, epoch, err
+}
+
+// Get reads a block and verifies it. A block that is damaged, or lies in a segment
+// that was cut short or is missing, is ErrCorrupt; Put stores it again.
+func (s *Store) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
+	if err := ctx.Err(); err != nil {
+		return cas.Block{}, err
+	}
+	if s.closed.Load() {
+		return cas.Block{}, ErrClosed
+	}
+	hash := c.Hash()
+	at, ok, _, err := s.locate(&hash)
+	if err != nil {
+		return cas.Block{}, &cas.BlockError{Op: "get", CID: c, Where: "index", Err: err}
+	}
+	if !ok || !c.Defined() {
+		return cas.Block{}, &cas.BlockError{Op: "get", CID: c, Err: cas.ErrNotFound}
+	}
+	b, err := s.read(c, at, buf)
+	if errors.Is(err, cas.ErrCorrupt) {
+		s.table.suspect(&hash, at)
+		s.o.Logger.Error("block is corrupt", "cid", c, "segment", fileName(at.Segment), "offset", at.Offset)
+	}
+	return b, err
+}
+
+// payloads holds buffers for compressed payloads on their way.
+var payloads = sync.Pool{New: func() any { return new([]byte) }}
+
+// read returns the block at the given place, in buf if it is large enough.
+func (s *Store) read(c cas.CID, at index.Location, buf []byte) (cas.Block, error) {
+	corrupt := func() (cas.Block, error) {
+		return cas.Block{}, &cas.BlockError{Op: "get", CID: c, Where: s.files.path(at.Segment), Err: cas.ErrCorrupt}
+	}
+	if at.Raw > cas.MaxBlockSize || at.Stored > at.Raw {
+		return corrupt()
+	}
+	if cap(buf) < int(at.Raw) {
+		buf = make([]byte, at.Raw)
+	}
+	data := buf[:at.Raw]
+	payload := data
+	if at.Compression == compressS2 {
+		pooled := payloads.Get().(*[]byte)
+		defer payloads.Put(pooled)
+		if cap(*pooled) < int(at.Stored) {
+			*pooled = make([]byte, at.Stored)
+		}
+		payload = (*pooled)[:at.Stored]
+	}
+	err := s.readPayload(payload, at)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || missing(err) {
+		return corrupt()
+	}
+	if err != nil {
+		return cas.Block{}, &cas.BlockError{Op: "get", CID: c, Where: s.files.path(at.Segment), Err: err}
+	}
+	switch at.Compression {
+	case compressNone:
+	case compressS2:
+		if data = expand(payload, at.Raw, data); data == nil {
+			return corrupt()
+		}
+	default:
+		return corrupt()
+	}
+	b, err := cas.Verify(c, data)
+	if err != nil {
+		return corrupt()
+	}
+	return b, nil
+}
+
+func (s *Store) readPayload(p []byte, at index.Location) error {
+	file, err := s.files.acquire(at.Segment)
+	if err != nil {
+		return err
+	}
+	defer s.files.release(file)
+	if len(p) == 0 {
+		return nil
+	}
+	_, err = file.ReadAt(p, int64(at.Offset)+headerSize)
+	return err
+}
+
+// Has says which blocks are held; one that was found damaged is not.
+func (s *Store) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	if s.closed.Load() {
+		return nil, ErrClosed
+	}
+	has := make([]bool, len(cids))
+	for i, c := range cids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		hash := c.Hash()
+		at, ok, _, err := s.locate(&hash)
+		if err != nil {
+			return nil, &cas.BlockError{Op: "has", CID: c, Where: "index", Err: err}
+		}
+		has[i] = ok && !s.table.suspected(&hash, at)
+	}
+	return has, nil
+}
