@@ -1,0 +1,170 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/tree"
+	"github.com/cairnfs/cairn/mount"
+	"github.com/cairnfs/cairn/node"
+	"github.com/cairnfs/cairn/node/control"
+)
+
+// Exit codes.
+const (
+	codeDone        = 0
+	codeFailed      = 1
+	codeUsage       = 2
+	codeNotFound    = 3
+	codeIntegrity   = 4
+	codeUnavailable = 5
+)
+
+const exitCodesText = `Exit codes:
+  0  done (also when the reader of the output has gone away)
+  1  failed: the reason is on stderr
+  2  usage: a flag, an argument or a CID is malformed
+  3  not found: the content, file, pin, mount or store does not exist
+  4  integrity: stored bytes are not what they should be; the CID is named
+  5  unavailable: the store is in use by a process that does not answer,
+     or there is no FUSE`
+
+func exitCodesTopic() *cobra.Command {
+	return &cobra.Command{
+		Use:   "exit-codes",
+		Short: "What the exit codes mean",
+		Long:  exitCodesText,
+	}
+}
+
+var (
+	errInterrupted = errors.New("interrupted")
+	// errDamage says that a check found damage, which it has reported.
+	errDamage = errors.New("store is damaged")
+)
+
+// usageError is an error in how a command was called.
+type usageError struct {
+	err error
+	see string // the command whose help says how to
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// failure is what could not be done, with which object, and why.
+type failure struct {
+	what, object string
+	err          error
+}
+
+func (e *failure) Error() string { return e.what + ": " + e.object + ": " + reason(e.err) }
+func (e *failure) Unwrap() error { return e.err }
+
+// fail returns err as a failure, nil if err is nil.
+func fail(what, object string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &failure{what, object, err}
+}
+
+// reason returns the words of err without the operation and path that a
+// failure has already named.
+func reason(err error) string {
+	if path, ok := err.(*fs.PathError); ok {
+		return path.Err.Error()
+	}
+	return err.Error()
+}
+
+// outcome is a kind of error, its exit code and what the user can do about it.
+type outcome struct {
+	is   func(error) bool
+	code int
+	next string
+}
+
+func is(target error) func(error) bool {
+	return func(err error) bool { return errors.Is(err, target) }
+}
+
+func as[T error](err error) bool {
+	var target T
+	return errors.As(err, &target)
+}
+
+// outcomes lists the kinds of errors, the most telling first: an error may be
+// of several.
+func outcomes() []outcome {
+	return []outcome{
+		{is(syscall.EPIPE), codeDone, ""},
+		{is(errInterrupted), codeFailed, ""},
+		{as[*usageError], codeUsage, ""},
+		{is(cas.ErrBadCID), codeUsage, "give a CIDv1 as `cairn add` prints it"},
+		{is(node.ErrNewerFormat), codeFailed, "use the version of cairn that made it, or a newer one; nothing was changed"},
+		{is(node.ErrUnknownChunker), codeFailed, "use the version of cairn that made it; nothing was changed"},
+		{as[*node.InUseError], codeUnavailable, "wait for that process or stop it, or choose another store with --dir"},
+		{is(control.ErrProtocol), codeUnavailable, "the store is mounted by another version of cairn; unmount it and mount it with this one"},
+		{is(control.ErrUnavailable), codeUnavailable, "see if the process that has the store open still runs"},
+		{is(mount.ErrNoFUSE), codeUnavailable, ""},
+		{is(mount.ErrNoHelper), codeUnavailable, ""},
+		{is(mount.ErrUnsupported), codeUnavailable, ""},
+		{is(mount.ErrMounted), codeFailed, "choose another mount point, or end that mount with `cairn umount`"},
+		{is(mount.ErrNotMounted), codeNotFound, "`cairn status` lists the mount points of a store"},
+		{as[*mount.BusyError], codeFailed, ""},
+		{is(errDamage), codeIntegrity, ""},
+		{is(node.ErrDamaged), codeIntegrity, "restore the data directory from a backup"},
+		{is(cas.ErrCorrupt), codeIntegrity, "`cairn check` lists all damage"},
+		{is(node.ErrNoStore), codeNotFound, "`cairn mount` or `cairn add` creates one; --dir chooses another directory"},
+		{is(cas.ErrNotFound), codeNotFound, "see that the CID is complete and that this is the store it was added to"},
+		{is(control.ErrNotPinned), codeNotFound, "`cairn pin ls` lists what is pinned"},
+		{is(cas.ErrNoSpace), codeFailed, "free space on the disk of the data directory"},
+		{is(tree.ErrSpecial), codeFailed, "remove it, or add the rest by name"},
+		{is(fs.ErrNotExist), codeNotFound, ""},
+		{is(fs.ErrExist), codeFailed, "choose another name with -o, or replace it with --force"},
+	}
+}
+
+// exitCode returns the exit code for err.
+func exitCode(err error) int {
+	var exit *exitError
+	if errors.As(err, &exit) {
+		return exit.code
+	}
+	for _, o := range outcomes() {
+		if o.is(err) {
+			return o.code
+		}
+	}
+	return codeFailed
+}
+
+// message returns the line that tells of err: what, object, reason; next step.
+func message(err error) string {
+	text := oneLine(err.Error())
+	var usage *usageError
+	if errors.As(err, &usage) {
+		return fmt.Sprintf("%s; see `%s --help`", text, usage.see)
+	}
+	for _, o := range outcomes() {
+		if o.is(err) {
+			if o.next != "" {
+				text += "; " + o.next
+			}
+			break
+		}
+	}
+	return text
+}
+
+// oneLine joins the lines of an error.
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}

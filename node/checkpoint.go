@@ -1,0 +1,109 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/cairnfs/cairn/index"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// A checkpoint writes the index to disk, so that the journal's older records are
+// not needed any more, and removes those. What remains is what files that are
+// still being written need, and what came since.
+//
+// The index holds the number of the first record that is still needed. An index
+// without it has seen no checkpoint and needs the journal from its beginning; so
+// an index that is lost after a checkpoint is noticed, instead of being taken
+// for that of an empty store.
+
+const (
+	checkEvery   = time.Second
+	journalLimit = 64 << 20 // bytes that the journal may grow by between checkpoints
+	trimEvery    = time.Hour
+	trimRounds   = 100 // commands that trim history, at a time
+)
+
+// tend does what has to be done now and then, until ctx ends.
+func (n *Node) tend(ctx context.Context) {
+	check := time.NewTicker(checkEvery)
+	defer check.Stop()
+	trim := time.NewTicker(trimEvery)
+	defer trim.Stop()
+	limit := n.journal.Size() + journalLimit
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-trim.C:
+			err = n.trimHistory(ctx)
+		case <-check.C:
+			if n.journal.Size() < limit {
+				continue
+			}
+			err = n.checkpoint()
+			limit = n.journal.Size() + journalLimit
+		}
+		if err != nil && ctx.Err() == nil {
+			n.o.Logger.Warn("background work failed; it is tried again later", "err", err)
+		}
+	}
+}
+
+// checkpoint writes the index and trims the journal.
+func (n *Node) checkpoint() error {
+	keep := n.journal.Last() + 1
+	n.log.Applied() // waits until commands that are in the journal are in the index
+	if err := n.volume.TrimJournal(keep, func(k journal.Seq) error { keep = k; return nil }); err != nil {
+		return err
+	}
+	if err := n.writeKept(keep); err != nil {
+		return err
+	}
+	if err := n.index.Flush(); err != nil {
+		return err
+	}
+	// What is needed by now is not older than what was needed before.
+	return n.volume.TrimJournal(keep, n.journal.Trim)
+}
+
+// keptKey is where the index has the number of the first record that is needed.
+func keptKey() []byte { return []byte{index.SpaceMeta, 'j'} }
+
+func (n *Node) writeKept(keep journal.Seq) error {
+	return n.index.Pebble().Set(keptKey(), binary.BigEndian.AppendUint64(nil, uint64(keep)), pebble.NoSync)
+}
+
+func (n *Node) readKept() (journal.Seq, error) {
+	value, closer, err := n.index.Pebble().Get(keptKey())
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 1, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer closer.Close()
+	if len(value) != 8 {
+		return 0, fmt.Errorf("%w: journal position of %d bytes", ErrDamaged, len(value))
+	}
+	return journal.Seq(binary.BigEndian.Uint64(value)), nil
+}
+
+// trimHistory forgets what was overwritten longer ago than it must be readable.
+func (n *Node) trimHistory(ctx context.Context) error {
+	before := n.o.Now().Add(-n.o.History).UnixNano()
+	for range trimRounds {
+		res, err := n.propose(ctx, &namespace.TrimHistory{Time: before})
+		if err != nil || !res.More {
+			return err
+		}
+	}
+	return nil
+}

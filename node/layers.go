@@ -1,0 +1,156 @@
+package node
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/cas/segment"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/namespace/solo"
+	"github.com/cairnfs/cairn/volume"
+)
+
+func (n *Node) openBlocks(context.Context) (err error) {
+	n.blocks, err = segment.Open(segment.Options{
+		FS: n.o.FS, Dir: n.path(segmentsDir), Index: n.index, Reserve: n.o.Reserve, Logger: n.o.Logger,
+	})
+	return err
+}
+
+func (n *Node) openJournal(context.Context) (err error) {
+	syncBlocks := func() error { return n.blocks.Sync(context.Background()) }
+	n.journal, err = journal.Open(journal.Options{
+		FS: &barrierFS{n.o.FS, syncBlocks}, Dir: n.path(journalDir), Logger: n.o.Logger, Random: n.o.Random,
+	})
+	return err
+}
+
+func (n *Node) openNames(context.Context) error {
+	o := namespace.Options{Logger: n.o.Logger}
+	id, err := hex.DecodeString(n.config.ID)
+	if err != nil || copy(o.HashKey[:], id) != len(o.HashKey) {
+		return fmt.Errorf("%w: id %q", ErrDamaged, n.config.ID)
+	}
+	if n.state, err = namespace.Open(n.index.Pebble(), o); err != nil {
+		return err
+	}
+	return nil
+}
+
+// openVolume replays the journal and starts the volume.
+//
+// The journal is read to its end first and its commands are applied after that:
+// applying makes the index flush now and then, for which the journal must be
+// synced, and it cannot be while it is being replayed.
+func (n *Node) openVolume(ctx context.Context) error {
+	log := &watchedLog{solo.Open(n.state, n.journal, n.blocks.Mark), n.failed}
+	n.volume = volume.New(volume.Options{
+		Store: n.blocks, Format: n.format, State: n.state, Log: log, Journal: n.journal,
+		Usage: n.usage, Now: n.o.Now, Logger: n.o.Logger,
+	})
+	from, err := n.readKept()
+	if err != nil {
+		return err
+	}
+	var commands []journal.Record // without payloads
+	err = n.journal.Replay(from, n.blocks.ValidMark(), func(rec journal.Record) error {
+		switch rec.Kind {
+		case journal.KindRange:
+			return n.volume.Replay(rec)
+		case journal.KindCommand:
+			rec.Payload = nil
+			commands = append(commands, rec)
+			return nil
+		}
+		return fmt.Errorf("%w: journal record %d is of an unknown kind %d", ErrDamaged, rec.Seq, rec.Kind)
+	})
+	if errors.Is(err, journal.ErrCorrupt) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err != nil {
+		return err
+	}
+	n.log = log
+	n.index.SetBarrier(n.syncLogs)
+	var buf []byte
+	for _, rec := range commands {
+		buf = append(buf[:0], make([]byte, rec.At.Len)...)
+		if err := n.journal.ReadAt(buf, rec.At, 0); err != nil {
+			return err
+		}
+		rec.Payload = buf
+		if err := log.Replay(rec); err != nil {
+			return err
+		}
+	}
+	if err := n.volume.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("start volume: %w", err)
+	}
+	return nil
+}
+
+// syncLogs makes durable what the index may refer to: blocks, then commands.
+func (n *Node) syncLogs() error {
+	if err := n.blocks.Sync(context.Background()); err != nil {
+		return err
+	}
+	return n.journal.Sync(context.Background())
+}
+
+// usage says how full the disk is, less the reserve.
+func (n *Node) usage() (volume.Usage, error) {
+	u, err := n.o.FS.GetDiskUsage(n.o.Dir)
+	if err != nil {
+		return volume.Usage{}, err
+	}
+	reserve := uint64(n.o.Reserve)
+	return volume.Usage{
+		Total: u.TotalBytes,
+		Free:  u.TotalBytes - min(u.TotalBytes, u.UsedBytes),
+		Avail: u.AvailBytes - min(u.AvailBytes, reserve),
+	}, nil
+}
+
+// watchedLog tells of errors after which the log does not work any more.
+type watchedLog struct {
+	*solo.Log
+	failed chan error // holds the first
+}
+
+func (w *watchedLog) Propose(ctx context.Context, cmd *namespace.Command) (namespace.Result, error) {
+	res, err := w.Log.Propose(ctx, cmd)
+	w.watch(ctx, err)
+	return res, err
+}
+
+func (w *watchedLog) Sync(ctx context.Context) error {
+	err := w.Log.Sync(ctx)
+	w.watch(ctx, err)
+	return err
+}
+
+func (w *watchedLog) watch(ctx context.Context, err error) {
+	if err == nil || ctx.Err() != nil || errors.Is(err, solo.ErrTooLarge) ||
+		errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return
+	}
+	select {
+	case w.failed <- err:
+	default:
+	}
+}
+
+// journalWhole reports whether the journal in dir has its first record still.
+func journalWhole(fsys vfs.FS, dir string) (bool, error) {
+	j, err := journal.Open(journal.Options{FS: fsys, Dir: dir})
+	if err != nil {
+		return false, err
+	}
+	return j.First() <= 1, j.Close()
+}

@@ -1,0 +1,305 @@
+// Package node builds a store out of its layers, in order, and takes them down in
+// reverse: the one place that knows how they stand on each other.
+//
+// A data directory holds
+//
+//	LOCK          whose lock makes its holder the owner (lock.go)
+//	config        format version, id and chunk sizes of the store (config.go)
+//	segments/     blocks: cas/segment
+//	journal/      commands and written ranges: index/journal
+//	index/        block locations and namespace, derived from these: index
+//	control.sock  while a mount runs: node/control
+//	cairn.log     of a mount in the background
+//
+// What decides correctness between the layers is here as well: the journal is
+// synced behind the segments it refers to (barrier.go), the index is flushed
+// behind both, and the journal is trimmed behind the index (checkpoint.go).
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/cas/segment"
+	"github.com/cairnfs/cairn/chunker"
+	"github.com/cairnfs/cairn/index"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/index/stamp"
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/volume"
+)
+
+// Options say how to open a store. Only Dir is required.
+type Options struct {
+	// Dir is the data directory.
+	Dir string
+	// Create makes the store if Dir does not exist or is empty.
+	Create bool
+	// Command is what this process does, for others that find the store in
+	// use.
+	Command string
+	// Reserve is the disk space that blocks leave free, in bytes; 0 is the
+	// larger of 1 GiB and 2 % of the disk.
+	Reserve int64
+	// CacheBytes is the memory for parts of the index that have been read; 0
+	// is the default of package index.
+	CacheBytes int64
+	// Chunker is how a new store cuts files; the zero value is
+	// chunker.DefaultParams.
+	Chunker chunker.Params
+	// History is how long overwritten names and attributes stay readable, 0
+	// is 24 hours.
+	History time.Duration
+
+	FS     vfs.FS           // default: the operating system's
+	Now    func() time.Time // default: time.Now
+	Random io.Reader        // default: crypto/rand
+	Logger *slog.Logger     // default: slog.Default
+}
+
+func (o *Options) setDefaults() {
+	if o.Chunker == (chunker.Params{}) {
+		o.Chunker = chunker.DefaultParams()
+	}
+	if o.History == 0 {
+		o.History = 24 * time.Hour
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Random == nil {
+		o.Random = rand.Reader
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+}
+
+// Node is an open store. It is a control.Node.
+type Node struct {
+	o       Options
+	lock    *lock
+	config  config
+	format  manifest.Format
+	index   *index.DB
+	blocks  *segment.Store
+	journal *journal.Journal
+	state   *namespace.State
+	log     *watchedLog
+	volume  *volume.Volume
+	pinned  pinSizes
+
+	failed chan error
+
+	mu     sync.Mutex
+	mounts []string
+
+	stop    context.CancelFunc
+	tending sync.WaitGroup
+}
+
+// Open opens the store in o.Dir. The caller closes it.
+//
+// Errors: *InUseError; ErrNoStore and ErrNotEmpty; ErrNewerFormat and
+// ErrUnknownChunker, when nothing in the directory was touched; ErrDamaged, when
+// durable data other than blocks is damaged; else the I/O error. Damaged blocks
+// are found when they are read.
+func Open(ctx context.Context, o Options) (*Node, error) {
+	o.setDefaults()
+	n := &Node{o: o, failed: make(chan error, 1)}
+	if err := n.open(ctx); err != nil {
+		// What closing says is a consequence; the cause is enough to know.
+		if closeErr := n.release(); closeErr != nil {
+			o.Logger.Debug("closing after a failed open", "err", closeErr)
+		}
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) open(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{
+		n.openDir, n.openIndex, n.openBlocks, n.openJournal, n.openNames, n.openVolume,
+	} {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	tend, stop := context.WithCancel(context.WithoutCancel(ctx))
+	n.stop = stop
+	n.tending.Go(func() { n.tend(tend) })
+	return nil
+}
+
+// Close stores and syncs everything and gives the store up. Nothing may use the
+// node or its volume any more.
+func (n *Node) Close() error {
+	n.stop()
+	n.tending.Wait()
+	err := n.volume.Close(context.Background())
+	// After a failed sync nothing may be trimmed; what is in the journal is
+	// applied again at the next start.
+	if err == nil {
+		err = n.checkpoint()
+	}
+	return errors.Join(err, n.release())
+}
+
+// release closes what is open, from the top down.
+func (n *Node) release() error {
+	var err error
+	if n.journal != nil {
+		err = n.journal.Close()
+	}
+	if n.blocks != nil {
+		err = errors.Join(err, n.blocks.Close())
+	}
+	if n.index != nil {
+		// Closing the others has synced them, or has not.
+		synced := err
+		n.index.SetBarrier(func() error { return synced })
+		err = errors.Join(err, n.index.Close())
+	}
+	if n.lock != nil {
+		err = errors.Join(err, n.lock.release())
+	}
+	return err
+}
+
+// openDir makes this process the owner of the data directory and reads, or
+// writes, the config.
+func (n *Node) openDir(context.Context) error {
+	o := &n.o
+	// Before the lock, which would leave a file behind: what must not be
+	// touched is found by reading.
+	_, err := n.readConfig()
+	switch {
+	case errors.Is(err, ErrNoStore) && o.Create:
+		if err := checkEmpty(o.FS, o.Dir); err != nil {
+			return err
+		}
+		if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	}
+	if o.FS == vfs.Default {
+		if n.lock, err = acquireLock(o.Dir, o.Command); err != nil {
+			return err
+		}
+	}
+	// Who held the lock before may have made the store just now.
+	if n.config, err = n.readConfig(); errors.Is(err, ErrNoStore) && o.Create {
+		if n.config, err = newConfig(o.Random, o.Now(), o.Chunker); err != nil {
+			return err
+		}
+		if n.format, err = n.config.format(); err != nil {
+			return err
+		}
+		// The directories are made before the config, and durably: a store
+		// without one of them has lost it.
+		for _, dir := range []string{segmentsDir, journalDir} {
+			if err := o.FS.MkdirAll(n.path(dir), 0o700); err != nil {
+				return err
+			}
+		}
+		return writeConfig(o.FS, o.Dir, n.config)
+	}
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{segmentsDir, journalDir} {
+		if _, err := o.FS.Stat(n.path(dir)); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: its directory %s is missing", ErrDamaged, dir)
+		}
+	}
+	return nil
+}
+
+// readConfig reads the config and the format it stands for.
+func (n *Node) readConfig() (config, error) {
+	c, err := readConfig(n.o.FS, n.o.Dir)
+	if err == nil {
+		n.format, err = c.format()
+	}
+	return c, err
+}
+
+// Names in the data directory.
+const (
+	indexDir    = "index"
+	segmentsDir = "segments"
+	journalDir  = "journal"
+)
+
+func (n *Node) path(name string) string { return n.o.FS.PathJoin(n.o.Dir, name) }
+
+// checkEmpty returns ErrNotEmpty if dir holds more than what creating a store
+// there leaves behind when it is interrupted.
+func checkEmpty(fsys vfs.FS, dir string) error {
+	names, err := fsys.List(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, name := range names {
+		switch name {
+		case lockName, configName + ".tmp":
+		case segmentsDir, journalDir:
+			if below, err := fsys.List(fsys.PathJoin(dir, name)); err != nil || len(below) > 0 {
+				return fmt.Errorf("%w: it has %s, but no config file", ErrDamaged, name)
+			}
+		default:
+			return fmt.Errorf("%w: %s", ErrNotEmpty, name)
+		}
+	}
+	return nil
+}
+
+// openIndex opens the index. One that is unreadable is moved aside, and made anew
+// from segments and journal, if the journal still has every command.
+func (n *Node) openIndex(context.Context) (err error) {
+	o := index.Options{
+		FS: n.o.FS, Dir: n.path(indexDir), CacheBytes: n.o.CacheBytes, Logger: n.o.Logger, Random: n.o.Random,
+	}
+	n.index, err = index.Open(o)
+	if unreadable(err) {
+		whole, listErr := journalWhole(n.o.FS, n.path(journalDir))
+		if listErr != nil {
+			return errors.Join(err, listErr)
+		}
+		if !whole {
+			return fmt.Errorf("%w: its index cannot be read, and the journal does not go back to the beginning, so that names of files are lost: %w", ErrDamaged, err)
+		}
+		aside := n.path(indexDir + ".damaged-" + n.o.Now().UTC().Format("20060102T150405"))
+		n.o.Logger.Error("index cannot be read; making it anew", "err", err, "moved to", aside)
+		if err := n.o.FS.Rename(o.Dir, aside); err != nil {
+			return err
+		}
+		n.index, err = index.Open(o)
+	}
+	return err
+}
+
+// unreadable reports whether err says that the index is there but damaged.
+func unreadable(err error) bool {
+	return errors.Is(err, pebble.ErrCorruption) || errors.Is(err, stamp.ErrForeign) ||
+		errors.Is(err, stamp.ErrDamaged) || errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,185 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/manifest"
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/node/control"
+	"github.com/cairnfs/cairn/volume"
+)
+
+var _ control.Node = (*Node)(nil)
+
+// Volume returns the filesystem of the store. It is the node's and ends with it.
+func (n *Node) Volume() *volume.Volume { return n.volume }
+
+// Format returns how the store cuts files.
+func (n *Node) Format() manifest.Format { return n.format }
+
+// Failed receives an error after which nothing can be changed any more, such as
+// that of a disk that refuses to sync. The store must be opened again.
+func (n *Node) Failed() <-chan error { return n.failed }
+
+// Get reads a block.
+func (n *Node) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
+	return n.blocks.Get(ctx, c, buf)
+}
+
+// Put stores blocks.
+func (n *Node) Put(ctx context.Context, blocks ...cas.Block) error {
+	return n.blocks.Put(ctx, blocks...)
+}
+
+// Has says which blocks are stored.
+func (n *Node) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	return n.blocks.Has(ctx, cids...)
+}
+
+// Sync makes the blocks put so far durable.
+func (n *Node) Sync(ctx context.Context) error { return n.blocks.Sync(ctx) }
+
+// propose has ops ordered, applied and made durable.
+func (n *Node) propose(ctx context.Context, ops ...namespace.Op) (namespace.Result, error) {
+	res, err := n.log.Propose(ctx, &namespace.Command{Time: n.o.Now().UnixNano(), Ops: ops})
+	if err != nil {
+		return res, err
+	}
+	if res.Err != nil {
+		return res, res.Err
+	}
+	// The log's sync takes the blocks along: see barrierFS.
+	return res, n.log.Sync(ctx)
+}
+
+// Pin pins content, durably, together with all blocks put before.
+func (n *Node) Pin(ctx context.Context, pins ...control.Pin) error {
+	for _, p := range pins {
+		if len(p.Name) > control.MaxPinName {
+			return fmt.Errorf("name of pin %v: %w", p.CID, namespace.ErrNameTooLong)
+		}
+	}
+	for batch := range slices.Chunk(pins, namespace.MaxOps) {
+		ops := make([]namespace.Op, len(batch))
+		for i, p := range batch {
+			ops[i] = &namespace.Pin{CID: p.CID, Name: p.Name}
+		}
+		if _, err := n.propose(ctx, ops...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Unpin removes pins, durably.
+func (n *Node) Unpin(ctx context.Context, cids ...cas.CID) error {
+	for batch := range slices.Chunk(cids, namespace.MaxOps) {
+		ops := make([]namespace.Op, len(batch))
+		for i, c := range batch {
+			ops[i] = &namespace.Unpin{CID: c}
+		}
+		res, err := n.propose(ctx, ops...)
+		if errors.Is(err, namespace.ErrNotFound) {
+			return fmt.Errorf("%v: %w", batch[res.FailedOp], control.ErrNotPinned)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Pins calls fn for each pin.
+func (n *Node) Pins(ctx context.Context, fn func(control.Pin) error) error {
+	var failed error
+	err := n.state.Pins(func(p namespace.PinInfo) bool {
+		if failed = ctx.Err(); failed == nil {
+			failed = fn(control.Pin{CID: p.CID, Name: p.Name})
+		}
+		return failed == nil
+	})
+	return errors.Join(failed, err)
+}
+
+// Mounted adds a mount point to the status until the function returned is called.
+func (n *Node) Mounted(path string) (unmounted func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mounts = append(n.mounts, path)
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.mounts = slices.DeleteFunc(n.mounts, func(p string) bool { return p == path })
+	}
+}
+
+// Status says what the store holds.
+func (n *Node) Status(ctx context.Context) (control.Status, error) {
+	blocks, names := n.blocks.Stats(), n.state.Stats()
+	s := control.Status{
+		Dir: n.o.Dir, ID: n.config.ID, PID: os.Getpid(),
+		Store: control.StoreStatus{
+			Blocks: blocks.Blocks, RawBytes: blocks.RawBytes, StoredBytes: blocks.StoredBytes,
+		},
+		Namespace: control.NamespaceStatus{
+			Files: names.Files, Dirs: names.Dirs, LogicalBytes: names.LogicalBytes,
+		},
+		DedupRatio: 1,
+	}
+	err := n.Pins(ctx, func(p control.Pin) error {
+		s.Pins.Count++
+		s.Pins.LogicalBytes += n.pinned.size(ctx, n.blocks, p.CID)
+		return nil
+	})
+	if err != nil {
+		return s, err
+	}
+	if s.Store.RawBytes > 0 {
+		s.DedupRatio = float64(s.Namespace.LogicalBytes+s.Pins.LogicalBytes) / float64(s.Store.RawBytes)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.Mounts = append([]string{}, n.mounts...)
+	return s, nil
+}
+
+// maxPinSizes bounds the sizes of pinned content that are remembered.
+const maxPinSizes = 100_000
+
+// pinSizes remembers the sizes of pinned content, which never change.
+type pinSizes struct {
+	mu    sync.Mutex
+	bytes map[cas.CID]int64
+}
+
+// size returns the bytes of what c names: of a file those in it, of a directory
+// those of all blocks below. What cannot be read counts nothing here; Check tells
+// of it.
+func (p *pinSizes) size(ctx context.Context, store cas.Getter, c cas.CID) int64 {
+	p.mu.Lock()
+	size, ok := p.bytes[c]
+	p.mu.Unlock()
+	if ok {
+		return size
+	}
+	info, err := manifest.Stat(ctx, store, c)
+	if err != nil {
+		return 0
+	}
+	if size = info.Size; info.Kind == manifest.KindDirectory {
+		size = info.DAGSize
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bytes == nil || len(p.bytes) >= maxPinSizes {
+		p.bytes = make(map[cas.CID]int64)
+	}
+	p.bytes[c] = size
+	return size
+}
