@@ -128,33 +128,25 @@ func (t *txn) trimEnded() error {
 
 // trimDropped looks at the values that only dropped snapshots kept.
 func (t *txn) trimDropped() error {
-	lower := tagKey(nil, tagDropped)
-	it, err := t.s.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: after(lower)})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	for it.First(); it.Valid() && t.trim.looked < MaxTrim; it.Next() {
-		snapshot, _, ok := splitNumberKey(it.Key())
+	return scan(t.s.db, tagKey(nil, tagDropped), func(key, _ []byte) (bool, error) {
+		snapshot, _, ok := splitNumberKey(key)
 		if !ok {
-			return fmt.Errorf("%w: key %x", ErrCorrupt, it.Key())
+			return false, fmt.Errorf("%w: key %x", ErrCorrupt, key)
 		}
 		prefix := numberKey(nil, tagKept, snapshot)
 		err := t.look(prefix, after(prefix), func(key []byte) error {
-			_, rest, ok := splitNumberKey(key)
-			if !ok || len(rest) < 9 {
+			_, tail, ended, ok := splitKeptKey(key)
+			if !ok {
 				return fmt.Errorf("%w: key %x", ErrCorrupt, key)
 			}
-			return t.trimValue(rest[8:], binary.BigEndian.Uint64(rest))
+			return t.trimValue(tail, ended)
 		})
-		if err != nil {
-			return err
+		if err != nil || t.trim.looked >= MaxTrim {
+			return false, err
 		}
-		if t.trim.looked < MaxTrim {
-			t.trim.delete = append(t.trim.delete, slices.Clone(it.Key()))
-		}
-	}
-	return it.Error()
+		t.trim.delete = append(t.trim.delete, slices.Clone(key))
+		return true, nil
+	})
 }
 
 // look calls fn for each key in the range, as far as the bound of a command goes,
@@ -204,27 +196,18 @@ func (t *txn) trimValue(tail []byte, ended uint64) error {
 // trimTimes removes the entries of the time index that lead to where nothing can
 // be read any more.
 func (t *txn) trimTimes() error {
-	lower := tagKey(nil, tagTime)
-	it, err := t.s.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: after(lower)})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
 	var last []byte
-	for it.First(); it.Valid() && len(t.trim.delete) < 2*MaxTrim; it.Next() {
-		index, err := decodeIndex(it)
-		if err != nil {
-			return err
-		}
-		if index > t.meta.trimmed {
-			break
+	return scan(t.s.db, tagKey(nil, tagTime), func(key, value []byte) (bool, error) {
+		index, err := decodeIndex(value)
+		if err != nil || index > t.meta.trimmed {
+			return false, err
 		}
 		if last != nil {
 			t.trim.delete = append(t.trim.delete, last)
 		}
-		last = slices.Clone(it.Key())
-	}
-	return it.Error()
+		last = slices.Clone(key)
+		return len(t.trim.delete) < 2*MaxTrim, nil
+	})
 }
 
 // indexAt returns the index of the last command in the time index that is not
@@ -244,15 +227,15 @@ func indexAt(db pebble.Reader, at int64) (uint64, error) {
 	if !it.Last() {
 		return 0, it.Error()
 	}
-	return decodeIndex(it)
-}
-
-// decodeIndex reads the value that it is at, of the time index.
-func decodeIndex(it *pebble.Iterator) (uint64, error) {
 	value, err := it.ValueAndErr()
 	if err != nil {
 		return 0, err
 	}
+	return decodeIndex(value)
+}
+
+// decodeIndex reads a value of the time index.
+func decodeIndex(value []byte) (uint64, error) {
 	if len(value) == 9 && value[0] == formatVersion {
 		return binary.BigEndian.Uint64(value[1:]), nil
 	}

@@ -94,6 +94,15 @@ func keptKey(b, tail []byte, snapshot, ended uint64) []byte {
 	return append(binary.BigEndian.AppendUint64(b, ended), tail...)
 }
 
+// splitKeptKey takes apart what keptKey made.
+func splitKeptKey(key []byte) (snapshot uint64, tail []byte, ended uint64, ok bool) {
+	snapshot, rest, ok := splitNumberKey(key)
+	if !ok || len(rest) < 8+1 {
+		return 0, nil, 0, false
+	}
+	return snapshot, rest[8:], binary.BigEndian.Uint64(rest), true
+}
+
 // splitHistoryKey takes apart what historyKey made.
 func splitHistoryKey(key []byte) (tail []byte, ended uint64, ok bool) {
 	if len(key) < 2+1+9 || key[len(key)-9] != 0 {
