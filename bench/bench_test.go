@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const testSize = 8 << 20
+const testSize = 4 << 20
 
 func TestEveryMeasurementYieldsOneLine(t *testing.T) {
 	dir := t.TempDir()

@@ -23,6 +23,7 @@ type request struct {
 	Path  string
 	Size  int64  // bytes of the file
 	Count int64  // operations
+	Files int64  // in the directory
 	Seed  uint64 // of the content, the choice of places, or the names
 }
 

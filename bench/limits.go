@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,14 +25,13 @@ const (
 const nullName = "data"
 
 func limits() []measurement {
-	const short, disk = 2 * time.Second, 6 * time.Second
 	return []measurement{
-		{name: limitMemcpy, repeat: short, run: memcpy},
-		{name: limitBLAKE3, repeat: short, run: hash},
-		{name: limitDiskWrite, repeat: disk, run: diskWrite},
-		{name: limitFUSEWrite, repeat: short, run: nullWrite},
-		{name: limitFUSERead, repeat: short, run: nullRead},
-		{name: limitFUSECreate, repeat: short, run: nullCreate},
+		{name: limitMemcpy, repeats: 3, run: memcpy},
+		{name: limitBLAKE3, repeats: 3, run: hash},
+		{name: limitDiskWrite, repeats: 3, run: diskWrite},
+		{name: limitFUSEWrite, repeats: 3, run: nullWrite},
+		{name: limitFUSERead, repeats: 3, run: nullRead},
+		{name: limitFUSECreate, repeats: 3, run: nullCreate},
 	}
 }
 

@@ -21,7 +21,7 @@ const (
 	opRead       = "read"        // a file of Size bytes from start to end
 	opReadRandom = "read-random" // Count times 4 KiB, each from another place
 	opCreate     = "create"      // Count empty files in a directory
-	opStat       = "stat"        // Count times the files that opCreate made
+	opStat       = "stat"        // Count times, of the first Files files that opCreate made
 )
 
 func operation(name string) func(request) (bytes, ops int64, err error) {
@@ -162,9 +162,6 @@ func coprime(a, b int64) int64 {
 	}
 }
 
-// maxNames is how many files there are at most to call stat for.
-const maxNames = 1000
-
 func nameOf(req request, i int64) string {
 	return filepath.Join(req.Path, fmt.Sprintf("file-%d-%06d", req.Seed, i))
 }
@@ -183,7 +180,7 @@ func createFiles(req request) (int64, int64, error) {
 }
 
 func statFiles(req request) (int64, int64, error) {
-	names := make([]string, min(req.Count, maxNames))
+	names := make([]string, req.Files)
 	for i := range names {
 		names[i] = nameOf(req, int64(i))
 	}

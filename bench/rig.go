@@ -9,6 +9,10 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/mount"
+	"github.com/cairnfs/cairn/node"
 )
 
 // rig is what measurements share. Parts are set up when the first measurement
@@ -19,13 +23,18 @@ type rig struct {
 	dir     string // all files are in it
 	closers []func() error
 
-	child *client
-	null  string // mount point of the file system that does nothing
-	seed  uint64 // of the content made last
+	seed uint64 // of the content made last
+
+	child      *client
+	null       string // mount point of the file system that does nothing
+	node       *node.Node
+	mountpoint string
+	added      cas.CID // of the file that was added last
+	written    bool    // whether there is a file in the mount
 }
 
 // spaceFactor times Options.Size is the space that a run takes at most.
-const spaceFactor = 6
+const spaceFactor = 8
 
 func newRig(o Options) (*rig, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
@@ -107,4 +116,36 @@ func (r *rig) nullMount() (string, error) {
 		r.atEnd(unmount)
 	}
 	return r.null, nil
+}
+
+// openNode returns a node of a new store.
+func (r *rig) openNode(ctx context.Context) (*node.Node, error) {
+	if r.node == nil {
+		n, err := node.Open(ctx, node.Options{
+			Dir: filepath.Join(r.dir, "store"), Create: true, Command: "bench", Logger: r.o.Logger,
+		})
+		if err != nil {
+			return nil, err
+		}
+		r.node = n
+		r.atEnd(n.Close)
+	}
+	return r.node, nil
+}
+
+// mount returns where the node's volume is mounted.
+func (r *rig) mount(ctx context.Context) (string, error) {
+	if r.mountpoint == "" {
+		n, err := r.openNode(ctx)
+		if err != nil {
+			return "", err
+		}
+		srv, err := mount.Mount(ctx, n.Volume(), mount.Options{Mountpoint: filepath.Join(r.dir, "mount"), Logger: r.o.Logger})
+		if err != nil {
+			return "", err
+		}
+		r.mountpoint = srv.Mountpoint()
+		r.atEnd(srv.Unmount)
+	}
+	return r.mountpoint, nil
 }
