@@ -71,8 +71,31 @@ type base struct {
 
 // stream is a tree that is still growing at its end.
 type stream struct {
-	mu sync.Mutex // a Writer serves one goroutine at a time
-	w  *manifest.Writer
+	mu     sync.Mutex // a Writer serves one goroutine at a time
+	w      *manifest.Writer
+	blocks *waiting // what w writes to
+}
+
+// write appends p. If there was no space for what came before, it fails and
+// takes nothing.
+func (s *stream) write(ctx context.Context, p []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.blocks.settle(ctx); err != nil {
+		return err
+	}
+	return s.w.Write(ctx, p)
+}
+
+// snapshot returns the root of what was written so far, all of it stored.
+func (s *stream) snapshot(ctx context.Context) (manifest.Root, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	root, err := s.w.Snapshot(ctx)
+	if err == nil {
+		err = s.blocks.settle(ctx)
+	}
+	return root, err
 }
 
 func (v *Volume) newFile(n namespace.Inode) *file {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/zeebo/blake3"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/cas/mem"
 	"github.com/cairnfs/cairn/index/journal"
@@ -73,9 +75,19 @@ func (m *modelTest) must(err error) {
 	}
 }
 
+// unlessFull fails the test unless err is nil or the disk is full, and reports
+// whether it is nil.
+func (m *modelTest) unlessFull(err error) bool {
+	m.t.Helper()
+	if err != nil && !(m.r.full.on.Load() && errors.Is(err, cas.ErrNoSpace)) {
+		m.fatalf("%v", err)
+	}
+	return err == nil
+}
+
 // TestFilesAreWhatWasWritten performs random operations on a few files and on
-// byte slices, and compares. Now and then the volume is closed and opened, or
-// the power fails and takes a random part of what was not synced: then each
+// byte slices, and compares. Now and then there is no space for blocks for a
+// while, or the volume is closed and opened, or the power fails and takes a random part of what was not synced: then each
 // file must be what it was at some instant since its last sync.
 func TestFilesAreWhatWasWritten(t *testing.T) {
 	var seeds []uint64
@@ -144,7 +156,7 @@ func (m *modelTest) do() {
 	ctx := m.t.Context()
 	f := m.files[m.rnd.IntN(len(m.files))]
 	length := int64(len(f.content))
-	switch m.rnd.IntN(22) {
+	switch m.rnd.IntN(23) {
 	case 0, 1, 2, 3, 4, 5:
 		off, p := m.rnd.Int64N(length+1+length/8), m.bytes(m.size())
 		m.log("inode %d: write [%d,%d) of %d", f.ino, off, off+int64(len(p)), length)
@@ -156,29 +168,31 @@ func (m *modelTest) do() {
 	case 10:
 		n := m.rnd.Int64N(length + 5000)
 		m.log("inode %d: truncate %d to %d", f.ino, length, n)
-		_, err := m.r.SetAttr(ctx, f.ino, SetAttr{Valid: SetSize, Size: n})
-		m.must(err)
-		f.resize(n)
-		f.changed()
+		if _, err := m.r.SetAttr(ctx, f.ino, SetAttr{Valid: SetSize, Size: n}); m.unlessFull(err) {
+			f.resize(n)
+			f.changed()
+		}
 	case 11, 12:
 		m.log("inode %d: fsync", f.ino)
-		m.must(f.h.Fsync(ctx, false))
-		f.durable()
+		if m.unlessFull(f.h.Fsync(ctx, false)) {
+			f.durable()
+		}
 	case 13:
 		m.log("inode %d: flush", f.ino)
-		m.must(f.h.Flush(ctx))
+		m.unlessFull(f.h.Flush(ctx))
 	case 14:
 		m.log("sync")
-		m.must(m.r.Sync(ctx))
-		for _, f := range m.files {
-			f.durable()
+		if m.unlessFull(m.r.Sync(ctx)) {
+			for _, f := range m.files {
+				f.durable()
+			}
 		}
 	case 15:
 		m.log("inode %d: commit", f.ino)
 		f.h.f.move.Lock()
 		err := f.h.f.commit(ctx)
 		f.h.f.move.Unlock()
-		m.must(err)
+		m.unlessFull(err)
 	case 16:
 		m.log("inode %d: spill", f.ino)
 		f.h.f.move.Lock()
@@ -186,8 +200,10 @@ func (m *modelTest) do() {
 		f.h.f.move.Unlock()
 		m.must(err)
 	case 17:
-		m.log("inode %d: CID", f.ino)
-		m.compareCID(f)
+		if !m.r.full.on.Load() {
+			m.log("inode %d: CID", f.ino)
+			m.compareCID(f)
+		}
 	case 18:
 		if m.rnd.IntN(3) == 0 {
 			m.log("close and open")
@@ -199,6 +215,10 @@ func (m *modelTest) do() {
 			m.crash()
 		}
 	case 20:
+		on := m.rnd.IntN(3) == 0
+		m.log("disk full: %v", on)
+		m.r.full.on.Store(on)
+	case 21:
 		m.log("trim the journal")
 		applied := m.r.journal.Last()
 		m.must(m.r.db.Flush())
@@ -282,6 +302,7 @@ func (m *modelTest) reopen() {
 		f.h.Release()
 		f.durable()
 	}
+	m.r.full.on.Store(false)
 	m.r.close()
 	m.r = openRig(m.t, m.fs, m.keep)
 	m.open()

@@ -50,10 +50,7 @@ func (f *file) feed(ctx context.Context, run []extent) error {
 		if err != nil {
 			return err
 		}
-		s.mu.Lock()
-		err = s.w.Write(ctx, p)
-		s.mu.Unlock()
-		if err != nil {
+		if err := s.write(ctx, p); err != nil {
 			return err
 		}
 		f.mu.Lock()
@@ -70,29 +67,30 @@ func (f *file) ensureStream(ctx context.Context) error {
 	if b.stream != nil {
 		return nil
 	}
-	var w *manifest.Writer
+	var (
+		blocks = &waiting{Store: f.v.o.Store}
+		w      *manifest.Writer
+		err    error
+	)
 	switch {
-	case b.reader != nil && b.length == b.root.Size:
-		var err error
-		if w, err = manifest.AppendTo(ctx, f.v.o.Store, f.v.o.Format, b.root); err != nil {
-			return err
-		}
 	case b.reader != nil:
-		root, err := manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, b.root, b.length, nil)
-		if err != nil {
-			return err
+		root := b.root
+		if b.length < root.Size {
+			if root, err = manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, root, b.length, nil); err != nil {
+				return err
+			}
 		}
-		if w, err = manifest.AppendTo(ctx, f.v.o.Store, f.v.o.Format, root); err != nil {
+		if w, err = manifest.AppendTo(ctx, blocks, f.v.o.Format, root); err != nil {
 			return err
 		}
 	default:
-		w = manifest.NewWriter(f.v.o.Store, f.v.o.Format)
+		w = manifest.NewWriter(blocks, f.v.o.Format)
 		if err := w.Write(ctx, b.inline); err != nil {
 			return err
 		}
 	}
 	f.mu.Lock()
-	f.base = base{stream: &stream{w: w}, length: b.length}
+	f.base = base{stream: &stream{w: w, blocks: blocks}, length: b.length}
 	f.mu.Unlock()
 	return nil
 }
@@ -179,10 +177,8 @@ func (f *file) foldTree(ctx context.Context, size int64) (manifest.Root, error) 
 		if err := f.feed(ctx, run); err != nil {
 			return root, err
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
 		var err error
-		if root, err = s.w.Snapshot(ctx); err != nil {
+		if root, err = s.snapshot(ctx); err != nil {
 			return root, err
 		}
 	}
@@ -268,16 +264,15 @@ func (f *file) name(ctx context.Context, c namespace.Content, size int64) error 
 }
 
 // settle is what close(2) does: commit, unless that would mean to rewrite parts
-// of a large file, which is left to the background.
+// of a large file, which is left to the background as long as that succeeds.
 func (f *file) settle(ctx context.Context) error {
 	f.move.Lock()
 	defer f.move.Unlock()
 	f.mu.Lock()
-	later := f.orphan || f.base.reader != nil && !f.dirty.empty()
-	err := f.err
+	later := f.orphan || f.base.reader != nil && !f.dirty.empty() && f.err == nil
 	f.mu.Unlock()
 	if later {
-		return err
+		return nil
 	}
 	return f.commit(ctx)
 }
@@ -312,10 +307,7 @@ func (f *file) secure(ctx context.Context) error {
 
 // nameStream names what the stream holds so far.
 func (f *file) nameStream(ctx context.Context) error {
-	s := f.base.stream
-	s.mu.Lock()
-	root, err := s.w.Snapshot(ctx)
-	s.mu.Unlock()
+	root, err := f.base.stream.snapshot(ctx)
 	if err != nil {
 		return err
 	}

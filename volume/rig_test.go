@@ -2,11 +2,14 @@ package volume
 
 import (
 	"context"
+	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/cas/segment"
 	"github.com/cairnfs/cairn/chunker"
@@ -23,8 +26,22 @@ type rig struct {
 	t       testing.TB
 	db      *index.DB
 	blocks  *segment.Store
+	full    *full
 	journal *journal.Journal
 	state   *namespace.State
+}
+
+// full is a store that has no space left while it is switched on.
+type full struct {
+	cas.Store
+	on atomic.Bool
+}
+
+func (s *full) Put(ctx context.Context, blocks ...cas.Block) error {
+	if s.on.Load() {
+		return cas.ErrNoSpace
+	}
+	return s.Store.Put(ctx, blocks...)
 }
 
 func testFormat(t testing.TB) manifest.Format {
@@ -50,12 +67,13 @@ func openRig(t testing.TB, fs vfs.FS, keep journal.Seq) *rig {
 		}
 	}
 	r := &rig{t: t}
+	quiet := slog.New(slog.DiscardHandler)
 	var err error
-	r.db, err = index.Open(index.Options{FS: fs, Dir: "index"})
+	r.db, err = index.Open(index.Options{FS: fs, Dir: "index", Logger: quiet})
 	must(err)
-	r.blocks, err = segment.Open(segment.Options{FS: fs, Dir: "segments", Index: r.db, Reserve: -1})
+	r.blocks, err = segment.Open(segment.Options{FS: fs, Dir: "segments", Index: r.db, Reserve: -1, Logger: quiet})
 	must(err)
-	r.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal"})
+	r.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal", Logger: quiet})
 	must(err)
 	r.state, err = namespace.Open(r.db.Pebble(), namespace.Options{})
 	must(err)
@@ -66,8 +84,9 @@ func openRig(t testing.TB, fs vfs.FS, keep journal.Seq) *rig {
 		}
 		return r.journal.Sync(context.Background())
 	})
+	r.full = &full{Store: r.blocks}
 	r.Volume = New(Options{
-		Store: r.blocks, Format: testFormat(t), State: r.state, Log: log, Journal: r.journal,
+		Store: r.full, Format: testFormat(t), State: r.state, Log: log, Journal: r.journal,
 		Usage:        func() (Usage, error) { return Usage{Total: 1 << 40, Free: 1 << 39, Avail: 1 << 39}, nil },
 		SyncInterval: time.Hour,
 	})
@@ -94,8 +113,14 @@ func (r *rig) close() {
 	}
 }
 
-// abandon stops the goroutines and leaves the disk as it is.
+// abandon stops the goroutines and closes the files of a disk that is not needed
+// any more.
 func (r *rig) abandon() {
 	r.stop()
 	r.done.Wait()
+	for _, stop := range []func() error{r.journal.Close, r.blocks.Close, r.db.Close} {
+		if err := stop(); err != nil {
+			r.t.Error(err)
+		}
+	}
 }
