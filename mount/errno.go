@@ -44,7 +44,6 @@ var errnos = [...]struct {
 	{volume.ErrNotRegular, syscall.EINVAL},
 	{volume.ErrReserved, syscall.EPERM},
 	{cas.ErrNoSpace, syscall.ENOSPC},
-	{context.Canceled, syscall.EINTR},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
 	{syscall.ENOSPC, syscall.ENOSPC},
 	{syscall.EDQUOT, syscall.EDQUOT},

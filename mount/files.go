@@ -68,12 +68,12 @@ func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) 
 }
 
 // Read fills buf from the file.
-func (fs *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+func (fs *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	h := fs.handles.get(in.Fh)
 	if h == nil {
 		return nil, fuse.EBADF
 	}
-	n, err := h.Read(interruptible(cancel), buf, int64(in.Offset))
+	n, err := h.Read(context.Background(), buf, int64(in.Offset))
 	if err != nil {
 		return nil, fs.fail("read", in.NodeId, "", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -139,10 +140,17 @@ func mountVolume(t testing.TB, vol *volume.Volume, o Options) *Server {
 }
 
 // leaveNothing unmounts s, by force if it must, so that a failing test does not
-// leave a mount behind.
+// leave a mount behind, nor files open in it: a process that serves a mount and
+// has such files waits for itself when it ends.
 func leaveNothing(t testing.TB, s *Server) {
 	t.Helper()
-	if err := s.Unmount(); err != nil {
+	err := s.Unmount()
+	if err != nil {
+		t.Error(err)
+		closeBelow(s.Mountpoint())
+		err = s.Unmount()
+	}
+	if err != nil {
 		t.Error(err)
 		if err := detach(s.Mountpoint()); err != nil {
 			t.Error(err)
@@ -150,6 +158,18 @@ func leaveNothing(t testing.TB, s *Server) {
 	}
 	if m, ok := mountAt(s.Mountpoint()); ok {
 		t.Errorf("left behind: %+v", m)
+	}
+}
+
+// closeBelow closes the files below dir that this process has open.
+func closeBelow(dir string) {
+	const fds = "/proc/self/fd/"
+	list, _ := os.ReadDir(fds)
+	for _, e := range list {
+		target, err := os.Readlink(fds + e.Name())
+		if fd, nerr := strconv.Atoi(e.Name()); err == nil && nerr == nil && strings.HasPrefix(target, dir+"/") {
+			unix.Close(fd)
+		}
 	}
 }
 

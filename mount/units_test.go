@@ -49,7 +49,6 @@ func TestErrorsBecomeErrnos(t *testing.T) {
 		{volume.ErrReserved, syscall.EPERM, ""},
 		{cas.ErrNoSpace, syscall.ENOSPC, ""},
 		{fmt.Errorf("store a block: %w", &cas.BlockError{Op: "put", Err: cas.ErrNoSpace}), syscall.ENOSPC, ""},
-		{context.Canceled, syscall.EINTR, ""},
 		{context.DeadlineExceeded, syscall.ETIMEDOUT, ""},
 		{fmt.Errorf("append: %w", syscall.ENOSPC), syscall.ENOSPC, ""},
 		{syscall.EDQUOT, syscall.EDQUOT, ""},
@@ -59,6 +58,7 @@ func TestErrorsBecomeErrnos(t *testing.T) {
 		{namespace.ErrConflict, syscall.EIO, "name=file"},
 		{namespace.ErrFailed, syscall.EIO, "op=lookup"},
 		{volume.ErrClosed, syscall.EIO, "closed"},
+		{context.Canceled, syscall.EIO, "canceled"}, // not by the caller
 		// What the node's own files suffer is not what the caller did.
 		{fmt.Errorf("open segment: %w", syscall.ENOENT), syscall.EIO, "open segment"},
 		{syscall.EACCES, syscall.EIO, "permission denied"},
@@ -208,25 +208,6 @@ func TestTimesSurviveTheWire(t *testing.T) {
 		t.Errorf("3000 years back is %d ns", got)
 	}
 }
-
-func TestInterruptIsACancelledContext(t *testing.T) {
-	cancel := make(chan struct{})
-	ctx := interruptible(cancel)
-	if err := ctx.Err(); err != nil {
-		t.Fatal(err)
-	}
-	below, stop := context.WithCancel(ctx)
-	defer stop()
-	close(cancel)
-	<-below.Done()
-	wantErr(t, ctx.Err(), context.Canceled)
-	if n := testing.AllocsPerRun(100, func() { useContext(interruptible(cancel)) }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
-//go:noinline
-func useContext(ctx context.Context) { _ = ctx.Err() }
 
 const mountinfo = `22 1 0:21 / /proc rw,relatime shared:5 - proc proc rw
 29 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
