@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"sync"
+
 	"github.com/tidwall/btree"
 
 	"github.com/cairnfs/cairn/index/journal"
@@ -39,6 +41,8 @@ func (e extent) slice(from, to int64) extent {
 
 // extents is a set of extents. The zero value is empty.
 type extents struct {
+	pool *buffers // may be nil
+
 	byEnd btree.Map[int64, extent] // keyed by end, so that a search finds what reaches past an offset
 	mem   int64                    // bytes in memory
 	bytes int64                    // bytes in all
@@ -110,7 +114,7 @@ func (m *extents) write(p []byte, off int64) {
 		return
 	}
 	m.clear(off, off+int64(len(p)))
-	m.add(extent{off: off, n: int64(len(p)), mem: append(make([]byte, 0, bufferSize(len(p))), p...)})
+	m.add(extent{off: off, n: int64(len(p)), mem: append(m.pool.get(len(p)), p...)})
 }
 
 // extend appends p to the extent that ends at off, if there is one in memory
@@ -128,7 +132,7 @@ func (m *extents) extend(p []byte, off int64) bool {
 	}
 	m.remove(e)
 	if need := len(e.mem) + len(p); need > cap(e.mem) {
-		e.mem = append(make([]byte, 0, bufferSize(need)), e.mem...)
+		e.mem = append(m.pool.get(need), e.mem...)
 	}
 	e.mem = append(e.mem, p...)
 	e.n = int64(len(e.mem))
@@ -195,12 +199,30 @@ func (m *extents) oldest() journal.Seq {
 	return low
 }
 
-// bufferSize rounds n up to the next power of two from 4 KiB on, so that
-// appending copies each byte at most about twice.
-func bufferSize(n int) int {
+// buffers hands out memory for extents. Those of maxExtent are used again: a
+// stream needs a thousand of them for each GiB, and clearing and mapping fresh
+// ones costs a tenth of the whole write.
+type buffers struct{ full sync.Pool } // of *[maxExtent]byte
+
+// get returns an empty slice with room for n bytes. Sizes are powers of two from
+// 4 KiB on, so that appending copies each byte at most about twice.
+func (b *buffers) get(n int) []byte {
 	size := 4 << 10
 	for size < n {
 		size *= 2
 	}
-	return size
+	if size == maxExtent && b != nil {
+		if p, ok := b.full.Get().(*[maxExtent]byte); ok {
+			return p[:0]
+		}
+	}
+	return make([]byte, 0, size)
+}
+
+// put takes back the memory of an extent that nobody can read any more. What
+// was cut off a larger extent has a smaller capacity, so it is never taken.
+func (b *buffers) put(mem []byte) {
+	if cap(mem) == maxExtent {
+		b.full.Put((*[maxExtent]byte)(mem[:maxExtent]))
+	}
 }

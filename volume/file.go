@@ -100,10 +100,12 @@ func (s *stream) snapshot(ctx context.Context) (manifest.Root, error) {
 
 func (v *Volume) newFile(n namespace.Inode) *file {
 	return &file{
-		v: v, ino: n.Ino, base: v.baseOf(n.Content), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
+		v: v, ino: n.Ino, dirty: v.noExtents(), frozen: v.noExtents(), base: v.baseOf(n.Content), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
 		folded: journal.Seq(n.Content.Folded), committed: n,
 	}
 }
+
+func (v *Volume) noExtents() extents { return extents{pool: &v.buffers} }
 
 func (v *Volume) baseOf(c namespace.Content) base {
 	b := base{length: c.Length}

@@ -100,6 +100,7 @@ func (f *file) drop(m *extents, e extent) {
 	m.remove(e)
 	if e.mem != nil {
 		f.v.mem.Add(-e.n)
+		f.v.buffers.put(e.mem)
 	}
 }
 
@@ -110,7 +111,7 @@ func (f *file) thaw(err error) {
 	defer f.mu.Unlock()
 	before := f.dirty.mem + f.frozen.mem
 	f.dirty.under(&f.frozen)
-	f.frozen = extents{}
+	f.frozen = f.v.noExtents()
 	f.v.mem.Add(f.dirty.mem - before) // what newer writes hide is gone
 	f.err = err
 }
@@ -122,7 +123,7 @@ func (f *file) commit(ctx context.Context) error {
 		f.mu.Unlock()
 		return nil
 	}
-	f.frozen, f.dirty = f.dirty, extents{}
+	f.frozen, f.dirty = f.dirty, f.v.noExtents()
 	size, last, touched := f.size, f.last, f.touched
 	f.mu.Unlock()
 
@@ -139,7 +140,7 @@ func (f *file) commit(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.v.mem.Add(-f.frozen.mem)
-	f.frozen = extents{}
+	f.frozen = f.v.noExtents()
 	f.base = f.v.baseOf(content)
 	f.folded, f.first = journal.Seq(content.Folded), 0
 	f.err = nil

@@ -80,6 +80,7 @@ type Volume struct {
 	closed  bool
 
 	mem      atomic.Int64 // dirty bytes in memory
+	buffers  buffers
 	trimming sync.RWMutex // held for reading while records are read
 
 	replayed map[namespace.Ino][]replayed // between Replay and Start
