@@ -81,10 +81,11 @@ func (n *Node) writeKept(keep journal.Seq) error {
 	return n.index.Pebble().Set(keptKey(), binary.BigEndian.AppendUint64(nil, uint64(keep)), pebble.NoSync)
 }
 
+// readKept returns 0 if there was no checkpoint yet.
 func (n *Node) readKept() (journal.Seq, error) {
 	value, closer, err := n.index.Pebble().Get(keptKey())
 	if errors.Is(err, pebble.ErrNotFound) {
-		return 1, nil
+		return 0, nil
 	}
 	if err != nil {
 		return 0, err

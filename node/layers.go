@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"syscall"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"github.com/cairnfs/cairn/cas/segment"
 	"github.com/cairnfs/cairn/index/journal"
 	"github.com/cairnfs/cairn/namespace"
@@ -18,7 +16,7 @@ import (
 
 func (n *Node) openBlocks(context.Context) (err error) {
 	n.blocks, err = segment.Open(segment.Options{
-		FS: n.o.FS, Dir: n.path(segmentsDir), Index: n.index, Reserve: n.o.Reserve, Logger: n.o.Logger,
+		FS: n.o.FS, Dir: n.path(segmentsDir), Index: n.index, Reserve: n.o.Reserve, Logger: n.o.Logger, Random: n.o.Random,
 	})
 	return err
 }
@@ -26,7 +24,7 @@ func (n *Node) openBlocks(context.Context) (err error) {
 func (n *Node) openJournal(context.Context) (err error) {
 	syncBlocks := func() error { return n.blocks.Sync(context.Background()) }
 	n.journal, err = journal.Open(journal.Options{
-		FS: &barrierFS{n.o.FS, syncBlocks}, Dir: n.path(journalDir), Logger: n.o.Logger, Random: n.o.Random,
+		FS: &barrierFS{n.o.FS, syncBlocks}, Dir: n.path(journalDir), FileSize: n.o.journalFile, Logger: n.o.Logger, Random: n.o.Random,
 	})
 	return err
 }
@@ -54,12 +52,8 @@ func (n *Node) openVolume(ctx context.Context) error {
 		Store: n.blocks, Format: n.format, State: n.state, Log: log, Journal: n.journal,
 		Usage: n.usage, Now: n.o.Now, Logger: n.o.Logger,
 	})
-	from, err := n.readKept()
-	if err != nil {
-		return err
-	}
 	var commands []journal.Record // without payloads
-	err = n.journal.Replay(from, n.blocks.ValidMark(), func(rec journal.Record) error {
+	err := n.journal.Replay(n.kept, n.blocks.ValidMark(), func(rec journal.Record) error {
 		switch rec.Kind {
 		case journal.KindRange:
 			return n.volume.Replay(rec)
@@ -144,13 +138,4 @@ func (w *watchedLog) watch(ctx context.Context, err error) {
 	case w.failed <- err:
 	default:
 	}
-}
-
-// journalWhole reports whether the journal in dir has its first record still.
-func journalWhole(fsys vfs.FS, dir string) (bool, error) {
-	j, err := journal.Open(journal.Options{FS: fsys, Dir: dir})
-	if err != nil {
-		return false, err
-	}
-	return j.First() <= 1, j.Close()
 }

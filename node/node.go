@@ -66,6 +66,8 @@ type Options struct {
 	Now    func() time.Time // default: time.Now
 	Random io.Reader        // default: crypto/rand
 	Logger *slog.Logger     // default: slog.Default
+
+	journalFile int64 // size of a file of the journal, for tests
 }
 
 func (o *Options) setDefaults() {
@@ -98,6 +100,7 @@ type Node struct {
 	index   *index.DB
 	blocks  *segment.Store
 	journal *journal.Journal
+	kept    journal.Seq // first record that was needed when the index was opened
 	state   *namespace.State
 	log     *watchedLog
 	volume  *volume.Volume
@@ -195,7 +198,7 @@ func (n *Node) openDir(context.Context) error {
 		if err := checkEmpty(o.FS, o.Dir); err != nil {
 			return err
 		}
-		if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
+		if err := makeDir(o.FS, o.Dir); err != nil {
 			return err
 		}
 	case err != nil:
@@ -252,6 +255,26 @@ const (
 
 func (n *Node) path(name string) string { return n.o.FS.PathJoin(n.o.Dir, name) }
 
+// makeDir makes dir and the directories above it, durably.
+func makeDir(fsys vfs.FS, dir string) error {
+	var changed []string
+	for d := dir; ; d = fsys.PathDir(d) {
+		if _, err := fsys.Stat(d); err == nil || fsys.PathDir(d) == d {
+			break
+		}
+		changed = append(changed, fsys.PathDir(d))
+	}
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, d := range changed {
+		if err := syncDir(fsys, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkEmpty returns ErrNotEmpty if dir holds more than what creating a store
 // there leaves behind when it is interrupted.
 func checkEmpty(fsys vfs.FS, dir string) error {
@@ -273,20 +296,17 @@ func checkEmpty(fsys vfs.FS, dir string) error {
 	return nil
 }
 
-// openIndex opens the index. One that is unreadable is moved aside, and made anew
-// from segments and journal, if the journal still has every command.
+// openIndex opens the index. One that is unreadable is moved aside, and one that
+// is lost is made anew from segments and journal, if the journal still has every
+// command: names of files are nowhere else.
 func (n *Node) openIndex(context.Context) (err error) {
 	o := index.Options{
 		FS: n.o.FS, Dir: n.path(indexDir), CacheBytes: n.o.CacheBytes, Logger: n.o.Logger, Random: n.o.Random,
 	}
 	n.index, err = index.Open(o)
 	if unreadable(err) {
-		whole, listErr := journalWhole(n.o.FS, n.path(journalDir))
-		if listErr != nil {
-			return errors.Join(err, listErr)
-		}
-		if !whole {
-			return fmt.Errorf("%w: its index cannot be read, and the journal does not go back to the beginning, so that names of files are lost: %w", ErrDamaged, err)
+		if wholeErr := n.checkJournalWhole(); wholeErr != nil {
+			return fmt.Errorf("%w: %w", wholeErr, err)
 		}
 		aside := n.path(indexDir + ".damaged-" + n.o.Now().UTC().Format("20060102T150405"))
 		n.o.Logger.Error("index cannot be read; making it anew", "err", err, "moved to", aside)
@@ -295,7 +315,31 @@ func (n *Node) openIndex(context.Context) (err error) {
 		}
 		n.index, err = index.Open(o)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if n.kept, err = n.readKept(); err != nil || n.kept > 0 {
+		return err
+	}
+	n.kept = 1
+	return n.checkJournalWhole()
+}
+
+// checkJournalWhole returns ErrDamaged if the journal does not go back to the
+// first command.
+func (n *Node) checkJournalWhole() error {
+	j, err := journal.Open(journal.Options{FS: n.o.FS, Dir: n.path(journalDir), Logger: n.o.Logger, Random: n.o.Random})
+	if err != nil {
+		return err
+	}
+	first := j.First()
+	if err := j.Close(); err != nil {
+		return err
+	}
+	if first > 1 {
+		return fmt.Errorf("%w: its index is lost, and with it the names of files, since the journal does not go back to the beginning", ErrDamaged)
+	}
+	return nil
 }
 
 // unreadable reports whether err says that the index is there but damaged.
