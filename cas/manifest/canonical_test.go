@@ -184,11 +184,11 @@ func TestRewriteGivesTheCanonicalRoot(t *testing.T) {
 // Random edits hardly ever fall on the edges of leaves and nodes; these do.
 func TestRewriteAtEveryOffsetGivesTheCanonicalRoot(t *testing.T) {
 	f := newFormat(t, 64, 256, 300, 2, 3, 4)
-	b := slices.Concat(fixed(3, 2500), make([]byte, 1700), fixed(4, 1500))
+	b := slices.Concat(fixed(3, 1000), make([]byte, 1000), fixed(4, 700))
 	var s mem.Store
 	root := write(t, &s, f, b)
 	for at := 0; at <= len(b); at++ {
-		for _, n := range []int{0, 1, 70} {
+		for _, n := range []int{1, 70} {
 			changed := bytes.Clone(b)
 			copy(changed[at:], fixed(5, n))
 			edit := manifest.Edit{Off: int64(at), Len: int64(min(n, len(b)-at)), Data: bytes.NewReader(changed)}

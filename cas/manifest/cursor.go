@@ -40,8 +40,9 @@ type loaded struct {
 // the offset at, where the cursor will go anyway.
 func newCursor(ctx context.Context, store cas.Getter, root Root, at int64) (*cursor, error) {
 	c := &cursor{store: store, size: root.Size}
-	if root.Size < 0 || root.Size > 0 && !root.CID.Defined() {
-		return nil, badNode(root.CID, "no file can have %d bytes", root.Size)
+	if root.Size < 0 || root.Size > 0 && !root.CID.Defined() ||
+		root.Size == 0 && root.CID.Codec() == cas.Raw && root.CID != cas.Sum(cas.Raw, nil) {
+		return nil, badNode(root.CID, "file said to have %d bytes", root.Size)
 	}
 	if root.CID.Codec() == cas.Raw {
 		c.path = []frame{{links: []link{{root.CID, root.Size, root.Size}}, ends: []int64{root.Size}}}

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/ipfs/go-unixfsnode/data"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/cairnfs/cairn/cas"
 )
@@ -82,7 +81,7 @@ func Directory(ctx context.Context, store cas.Putter, entries []Entry, meta Meta
 		}
 	}
 	n := &node{kind: data.Data_Directory, entries: entries, meta: meta}
-	if n.directorySize() > maxDirectory {
+	if n.encodedSize() > maxDirectory {
 		return putShards(ctx, store, entries, meta)
 	}
 	return putNode(ctx, store, n)
@@ -110,16 +109,6 @@ func putNode(ctx context.Context, store cas.Putter, n *node) (Entry, error) {
 		return Entry{}, err
 	}
 	return Entry{CID: b.CID(), DAGSize: tsize}, store.Put(ctx, b)
-}
-
-// directorySize returns the length of a directory's block without making it.
-func (n *node) directorySize() int {
-	field := func(length int) int { return 1 + protowire.SizeBytes(length) }
-	size := field(len(n.unixfs()))
-	for _, e := range n.entries {
-		size += field(field(cas.CIDSize) + field(len(e.Name)) + 1 + protowire.SizeVarint(uint64(e.DAGSize)))
-	}
-	return size
 }
 
 // List calls fn for each entry of a directory, in the order of names, until fn

@@ -13,7 +13,8 @@ import (
 // matters only through its logarithm: leaves, and the nodes above them, are
 // counted by division.
 
-// WriteZeros appends n zero bytes, in O(log n). Errors: as Write.
+// WriteZeros appends n zero bytes. That takes O(1), and O(log n) once something
+// else follows. Errors: as Write.
 func (w *Writer) WriteZeros(ctx context.Context, n int64) error {
 	if w.err != nil {
 		return w.err
@@ -49,18 +50,18 @@ func (w *Writer) writeZeros(ctx context.Context, n int64) error {
 			w.head = w.tail
 		}
 	}
-	if err := w.flush(ctx); err != nil || n == 0 {
-		return err
-	}
-	if w.head < w.tail {
-		return nil
-	}
 	w.zeros += n
+	return w.flush(ctx)
+}
+
+// settle moves the full leaves among pending zeros into the tree. Zeros that come
+// from several calls are counted together until then.
+func (w *Writer) settle(ctx context.Context) error {
 	full := w.zeros / int64(w.tree.maxChunk)
-	w.zeros %= int64(w.tree.maxChunk)
 	if full == 0 {
 		return nil
 	}
+	w.zeros %= int64(w.tree.maxChunk)
 	if !w.holeStored {
 		b, err := cas.NewBlock(cas.Raw, make([]byte, w.tree.maxChunk))
 		if err != nil {
@@ -75,6 +76,23 @@ func (w *Writer) writeZeros(ctx context.Context, n int64) error {
 		}
 	}
 	return w.tree.add(ctx, 0, w.holes[0], full)
+}
+
+// materialise turns pending zeros into leaves and the rest of them into bytes.
+func (w *Writer) materialise(ctx context.Context) error {
+	if w.zeros == 0 {
+		return nil
+	}
+	if err := w.settle(ctx); err != nil {
+		return err
+	}
+	n := int(w.zeros)
+	if err := w.reserve(ctx, n, 0); err != nil {
+		return err
+	}
+	clear(w.buf[w.tail : w.tail+n])
+	w.tail, w.zeros = w.tail+n, 0
+	return nil
 }
 
 func (w *Writer) holeLeaf(c cas.CID) link {

@@ -311,16 +311,6 @@ func reference(t testing.TB, s cas.Putter, f manifest.Format, b []byte) manifest
 		c           cas.CID
 		size, tsize uint64
 	}
-	put := func(codec cas.Codec, b []byte) cas.CID {
-		blk, err := cas.NewBlock(codec, b)
-		if err == nil {
-			err = s.Put(ctx, blk)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return blk.CID()
-	}
 	node := func(items []item) item {
 		var sum item
 		sizes := make([]uint64, len(items))
@@ -329,15 +319,15 @@ func reference(t testing.TB, s cas.Putter, f manifest.Format, b []byte) manifest
 			sizes[i], links[i] = it.size, pbLink{it.c, "", it.tsize}
 			sum.size, sum.tsize = sum.size+it.size, sum.tsize+it.tsize
 		}
-		block := encodePB(t, links, encodeUnixFS(t, sum.size, sizes))
+		block := encodePB(t, links, encodeUnixFS(t, data.Data_File, nil, sum.size, sizes))
 		sum.tsize += uint64(len(block))
-		sum.c = put(cas.DagPB, block)
+		sum.c = putBlock(t, s, cas.DagPB, block)
 		return sum
 	}
 	var level []item
 	for rest := b; len(rest) > 0; {
 		n := f.Chunker.Cut(rest)
-		level = append(level, item{put(cas.Raw, rest[:n]), uint64(n), uint64(n)})
+		level = append(level, item{putBlock(t, s, cas.Raw, rest[:n]), uint64(n), uint64(n)})
 		rest = rest[n:]
 	}
 	if len(level) == 0 {

@@ -1,13 +1,14 @@
 package manifest
 
 // A node is a dag-pb block read as UnixFS. This file is the only one that knows
-// how its bytes look; the dag-pb framing is left to go-codec-dagpb, and taking
-// UnixFS data apart to go-unixfsnode/data.
+// how its bytes look.
 //
-// Nodes are written as boxo writes them, byte for byte: links with an empty name
-// and a Tsize, filesize 0 for the empty file, no fraction of a second if it is 0,
-// and a mode even if it is the default one (which go-unixfsnode/data drops, for
-// which reason UnixFS data is put together here).
+// Nodes are read by go-codec-dagpb and go-unixfsnode/data. They are written here,
+// as boxo writes them byte for byte: links with an empty name and a Tsize,
+// filesize 0 for the empty file, no fraction of a second if it is 0, and a mode
+// even if it is the default one. The libraries' encoders take twenty times as
+// long, which counts when a 4 KiB change or a hole writes a handful of nodes and
+// little else, and drop a mode that is the default one.
 
 import (
 	"bytes"
@@ -16,8 +17,6 @@ import (
 
 	"github.com/ipfs/go-unixfsnode/data"
 	dagpb "github.com/ipld/go-codec-dagpb"
-	"github.com/ipld/go-ipld-prime/datamodel"
-	"github.com/ipld/go-ipld-prime/fluent/qp"
 	cidlink "github.com/ipld/go-ipld-prime/linking/cid"
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -211,34 +210,47 @@ func decodeMeta(c cas.CID, ufs data.UnixFSData) (Meta, error) {
 	return m, nil
 }
 
-// append encodes n to b, with links or entries, whichever it has; n.tsize need
-// not be set. Entries come out in the order of their names.
-func (n *node) append(b []byte) ([]byte, error) {
-	pb, err := qp.BuildMap(dagpb.Type.PBNode, 2, func(m datamodel.MapAssembler) {
-		qp.MapEntry(m, "Links", qp.List(int64(len(n.links)+len(n.entries)), func(list datamodel.ListAssembler) {
-			for i := range n.links {
-				l := &n.links[i]
-				qp.ListEntry(list, pbLink(l.cid, "", l.tsize))
-			}
-			for i := range n.entries {
-				e := &n.entries[i]
-				qp.ListEntry(list, pbLink(e.CID, e.Name, e.DAGSize))
-			}
-		}))
-		qp.MapEntry(m, "Data", qp.Bytes(n.unixfs()))
-	})
-	if err != nil {
-		return nil, err
+// append encodes n to b, with links or entries, whichever it has. Entries must be
+// in the order of their names. n.tsize need not be set.
+func (n *node) append(b []byte) []byte {
+	for i := range n.links {
+		b = appendLink(b, n.links[i].cid, "", n.links[i].tsize)
 	}
-	return dagpb.AppendEncode(b, pb)
+	for i := range n.entries {
+		b = appendLink(b, n.entries[i].CID, n.entries[i].Name, n.entries[i].DAGSize)
+	}
+	b = protowire.AppendTag(b, 1, protowire.BytesType)
+	return protowire.AppendBytes(b, n.unixfs())
 }
 
-func pbLink(c cas.CID, name string, tsize int64) qp.Assemble {
-	return qp.Map(3, func(m datamodel.MapAssembler) {
-		qp.MapEntry(m, "Hash", qp.Link(cidlink.Link{Cid: c.IPLD()}))
-		qp.MapEntry(m, "Name", qp.String(name))
-		qp.MapEntry(m, "Tsize", qp.Int(tsize))
-	})
+func appendLink(b []byte, c cas.CID, name string, tsize int64) []byte {
+	b = protowire.AppendTag(b, 2, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(linkSize(name, tsize)))
+	b = protowire.AppendTag(b, 1, protowire.BytesType)
+	b = c.Append(protowire.AppendVarint(b, uint64(cas.CIDSize)))
+	b = protowire.AppendTag(b, 2, protowire.BytesType)
+	b = protowire.AppendString(b, name)
+	b = protowire.AppendTag(b, 3, protowire.VarintType)
+	return protowire.AppendVarint(b, uint64(tsize))
+}
+
+// linkSize returns the length of a link, without the tag and length before it.
+// All tags are one byte long.
+func linkSize(name string, tsize int64) int {
+	return 1 + protowire.SizeBytes(cas.CIDSize) + 1 + protowire.SizeBytes(len(name)) +
+		1 + protowire.SizeVarint(uint64(tsize))
+}
+
+// encodedSize returns the length of what append adds.
+func (n *node) encodedSize() int {
+	size := 1 + protowire.SizeBytes(len(n.unixfs()))
+	for i := range n.links {
+		size += 1 + protowire.SizeBytes(linkSize("", n.links[i].tsize))
+	}
+	for i := range n.entries {
+		size += 1 + protowire.SizeBytes(linkSize(n.entries[i].Name, n.entries[i].DAGSize))
+	}
+	return size
 }
 
 // unixfs encodes the UnixFS part of n, its fields in the order of their numbers.
@@ -246,7 +258,7 @@ func (n *node) unixfs() []byte {
 	varint := func(b []byte, field protowire.Number, v int64) []byte {
 		return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), uint64(v))
 	}
-	b := varint(make([]byte, 0, 64+len(n.data)+4*len(n.links)), data.Data_DataTypeWireNum, n.kind)
+	b := varint(make([]byte, 0, 64+len(n.data)+6*len(n.links)), data.Data_DataTypeWireNum, n.kind)
 	if len(n.data) > 0 {
 		b = protowire.AppendTag(b, data.Data_DataWireNum, protowire.BytesType)
 		b = protowire.AppendBytes(b, n.data)
@@ -279,10 +291,7 @@ func (n *node) unixfs() []byte {
 // block encodes n into buf and hashes it. It returns the block, which refers to
 // buf, and the size of all blocks from this one down.
 func (n *node) block(buf []byte) (cas.Block, int64, error) {
-	b, err := n.append(buf)
-	if err != nil {
-		return cas.Block{}, 0, err
-	}
+	b := n.append(buf)
 	blk, err := cas.NewBlock(cas.DagPB, b)
 	if err != nil {
 		return cas.Block{}, 0, err

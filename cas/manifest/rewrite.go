@@ -178,17 +178,24 @@ func (w *Writer) takeLargest(ctx context.Context, c *cursor, from, to int64, las
 		end := start + l.size
 		if start == from && end <= to {
 			ended := end < c.size || last // by its content, or together with the new file
-			if ended && w.accepts(l, c.level()) {
+			if w.zeros == 0 && ended && w.accepts(l, c.level()) {
 				return end, w.tree.add(ctx, c.level(), l, 1)
 			}
 			if hole, err := w.isHole(l, c.level()); err != nil || hole {
 				return end, errors.Join(err, w.writeZeros(ctx, l.size))
 			}
 		}
-		if start != from || c.atLeaf() {
+		if start != from || c.atLeaf() && w.zeros == 0 {
 			return from, nil
 		}
-		if err := c.descend(ctx); err != nil {
+		if !c.atLeaf() {
+			if err := c.descend(ctx); err != nil {
+				return from, err
+			}
+			continue
+		}
+		// The hole is over: look again what may stand behind it.
+		if err := errors.Join(w.settle(ctx), c.seek(ctx, from)); err != nil {
 			return from, err
 		}
 	}

@@ -35,7 +35,8 @@ type group struct {
 func (t *tree) add(ctx context.Context, level int, l link, n int64) error {
 	for n > 0 {
 		for len(t.levels) <= level {
-			t.levels = append(t.levels, group{})
+			// What lies behind the end is empty, but may have room for links.
+			t.levels = slices.Grow(t.levels, 1)[:len(t.levels)+1]
 		}
 		g := &t.levels[level]
 		room := int64(t.untilEnd(len(g.links), l.cid))
@@ -80,9 +81,13 @@ func (t *tree) store(ctx context.Context, links []link) (link, error) {
 	return l, t.put.Put(ctx, b)
 }
 
-// nodeOf encodes the node with the given children into buf.
+// nodeOf encodes the node with the given children into buf, or into a buffer of
+// its own if that is nil.
 func nodeOf(links []link, buf []byte) (cas.Block, link, error) {
 	n := fileNode(links)
+	if buf == nil {
+		buf = make([]byte, 0, 64+56*len(links))
+	}
 	b, tsize, err := n.block(buf)
 	return b, link{b.CID(), n.size, tsize}, err
 }

@@ -36,8 +36,8 @@ type Writer struct {
 	tree  tree
 
 	// The content is what the tree holds, followed by zeros bytes of zero,
-	// followed by buf[head:tail]. Both lie after the last cut, together they
-	// are shorter than a chunk can be, and only one of them is not empty.
+	// followed by buf[head:tail], which is shorter than Params.Max. Both lie
+	// after the last cut, and at most one of them is not empty.
 	buf        []byte
 	head, tail int
 	zeros      int64
@@ -85,7 +85,7 @@ func (w *Writer) Size() int64 { return w.size }
 func (w *Writer) pending() []byte { return w.buf[w.head:w.tail] }
 
 // idle reports whether the last byte was the last of a chunk.
-func (w *Writer) idle() bool { return w.head == w.tail && w.zeros == 0 }
+func (w *Writer) idle() bool { return w.head == w.tail && w.zeros%int64(w.tree.maxChunk) == 0 }
 
 // extend accounts for n bytes more.
 func (w *Writer) extend(n int64) error {
@@ -193,20 +193,6 @@ func (w *Writer) reserve(ctx context.Context, n, length int) error {
 		to = make([]byte, max(have+n, min(2*len(w.buf), 2*w.tree.maxChunk), length))
 	}
 	w.head, w.tail, w.buf = 0, copy(to, w.pending()), to
-	return nil
-}
-
-// materialise turns pending zeros into bytes.
-func (w *Writer) materialise(ctx context.Context) error {
-	n := int(w.zeros)
-	if n == 0 {
-		return nil
-	}
-	if err := w.reserve(ctx, n, 0); err != nil {
-		return err
-	}
-	clear(w.buf[w.tail : w.tail+n])
-	w.tail, w.zeros = w.tail+n, 0
 	return nil
 }
 
@@ -320,7 +306,7 @@ func (w *Writer) Snapshot(ctx context.Context) (Root, error) {
 	if w.err != nil {
 		return Root{}, w.err
 	}
-	if err := w.flush(ctx); err != nil {
+	if err := errors.Join(w.flush(ctx), w.settle(ctx)); err != nil {
 		return Root{}, w.fail(err)
 	}
 	rest := w.pending()
@@ -381,7 +367,7 @@ func (w *Writer) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		}
 		off = 0
 	}
-	if k := int(min(w.zeros-off, int64(len(p)-n))); k > 0 {
+	if k := int(min(w.zeros-off, int64(len(p)-n))); k > 0 { // of zeros
 		clear(p[n : n+k])
 		n, off = n+k, off+int64(k)
 	}
