@@ -343,7 +343,7 @@ func TestDotAndDotDotAreListedFirst(t *testing.T) {
 
 func TestLargeDirectoryIsListedWhole(t *testing.T) {
 	onMountAndDisk(t, func(t *testing.T, dir string) {
-		const n = 10_000
+		const n = 10_000 / slowdown
 		for i := range n {
 			ok(t, unix.Mknod(filepath.Join(dir, fmt.Sprintf("file-%05d", i)), unix.S_IFREG|0o644, 0))
 		}
@@ -577,7 +577,7 @@ func TestSyncedAndSyncWritesSucceed(t *testing.T) {
 
 func TestBigFileIsCopiedRight(t *testing.T) {
 	onMountAndDisk(t, func(t *testing.T, dir string) {
-		const size = 64 << 20
+		const size = 64 << 20 / slowdown
 		content := make([]byte, size)
 		random := rand.NewChaCha8([32]byte{1})
 		random.Read(content)

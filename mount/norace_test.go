@@ -1,0 +1,5 @@
+//go:build linux && !race
+
+package mount
+
+const slowdown = 1
