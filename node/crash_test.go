@@ -22,7 +22,7 @@ type promises struct {
 }
 
 func newPromises() *promises {
-	p := newPromises()
+	p := &promises{pins: make(map[cas.CID]string), files: make(map[string]string)}
 	p.more.L = &p.mu
 	return p
 }
