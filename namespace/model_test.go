@@ -1,7 +1,6 @@
 package namespace
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -25,6 +24,7 @@ type model struct {
 	past     map[Ino][]version // overwritten inodes
 	worlds   map[uint64]world  // by index
 	touched  map[Ino]bool      // by the command under way
+	trimming bool              // as well
 	created  Ino
 	orphaned Ino
 	replaced Ino
@@ -80,7 +80,7 @@ func (m *model) apply(index uint64, cmd *Command) (*model, []Inode, error) {
 	n := *m
 	n.world = m.copyWorld()
 	n.pins, n.snapshots = maps.Clone(m.pins), maps.Clone(m.snapshots)
-	n.touched, n.created, n.orphaned, n.replaced = map[Ino]bool{}, 0, 0, 0
+	n.touched, n.trimming, n.created, n.orphaned, n.replaced = map[Ino]bool{}, false, 0, 0, 0
 	n.applied, n.logTime = index, max(m.logTime, cmd.Time)
 	var results []Inode
 	for _, op := range cmd.Ops {
@@ -90,14 +90,11 @@ func (m *model) apply(index uint64, cmd *Command) (*model, []Inode, error) {
 			m.worlds[index] = m.world
 			return m, nil, err
 		}
-		switch i := n.inodes[ino]; {
-		case i != nil:
-			results = append(results, i.Inode)
-		case ino != 0 && m.inodes[ino] != nil:
-			results = append(results, Inode{Ino: ino})
-		default:
-			results = append(results, Inode{Ino: ino})
+		result := Inode{Ino: ino} // all that is left of a reaped one
+		if i := n.inodes[ino]; i != nil {
+			result = i.Inode
 		}
+		results = append(results, result)
 	}
 	n.settle(m)
 	if len(n.times) == 0 || n.times[len(n.times)-1].time/timeStep != n.logTime/timeStep {
@@ -552,6 +549,10 @@ func (m *model) doRoot(op Op) error {
 		}
 		delete(m.snapshots, op.Name)
 	case *TrimHistory:
+		if m.trimming {
+			return ErrInvalid
+		}
+		m.trimming = true
 		limit := min(op.Index, m.applied-1)
 		if op.Time > 0 {
 			limit = max(limit, m.indexAt(op.Time))
@@ -559,8 +560,4 @@ func (m *model) doRoot(op Op) error {
 		m.trimmed = max(m.trimmed, limit)
 	}
 	return nil
-}
-
-func (m *model) String() string {
-	return fmt.Sprintf("%d inodes at %d, trimmed to %d", len(m.inodes), m.applied, m.trimmed)
 }

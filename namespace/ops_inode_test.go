@@ -212,6 +212,7 @@ func TestContentCommitsLoseToALaterUtimens(t *testing.T) {
 	if n := commit(f.now + 1); n.Mtime != f.now-second+1 {
 		t.Errorf("write after a utimens into the future: %+v", n)
 	}
+	f.do(&SetAttr{Ino: ino, Mask: AttrMtime, Mtime: 6})
 	f.do(&Truncate{Ino: ino, Size: 9})
 	cut := f.now
 	if n := commit(cut - 1); n.Mtime != cut {

@@ -237,7 +237,7 @@ func (x *run) step() {
 	}
 	for i, n := range inodes {
 		n.Began = got.Inodes[i].Began // decided at the end by the model
-		if got.Inodes[i].Ino != n.Ino || n.Generation != 0 && !sameInode(got.Inodes[i], n) {
+		if got.Inodes[i].Ino != n.Ino || n.Mode != 0 && !sameInode(got.Inodes[i], n) {
 			x.Fatalf("%s\nop %d: %+v, want %+v", describe(), i, got.Inodes[i], n)
 		}
 	}

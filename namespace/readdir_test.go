@@ -158,7 +158,7 @@ func TestWorkInAKnownDirectoryReadsNothing(t *testing.T) {
 	if err := f.db.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	work := func(prefix string) func() {
+	work := func(dir Ino, prefix string) func() {
 		return func() {
 			ino := f.file(dir, prefix+"new")
 			f.do(&SetContent{Ino: ino, Base: f.inode(ino).Version, Content: inline("abc"), Size: 3})
@@ -172,15 +172,37 @@ func TestWorkInAKnownDirectoryReadsNothing(t *testing.T) {
 			}
 		}
 	}
-	if n := f.cacheMisses(work("a")); n != 0 {
-		t.Errorf("%d reads in a directory created by this process", n)
+	if n := f.cacheMisses(work(RootIno, "a")); n != 0 {
+		t.Errorf("%d reads in the root of a new namespace", n)
+	}
+	if n := f.cacheMisses(work(dir, "a")); n != 0 {
+		t.Errorf("%d reads in a new directory", n)
 	}
 	f.reopen(Options{})
 	if n := f.cacheMisses(func() { f.lookup(dir, "nothing") }); n == 0 {
 		t.Error("no reads with an empty cache: the test cannot see them")
 	}
 	readPages(t, f.s.ReadDir, dir, 7, nil)
-	if n := f.cacheMisses(work("b")); n != 0 {
+	if n := f.cacheMisses(work(dir, "b")); n != 0 {
 		t.Errorf("%d reads in a directory that was listed", n)
+	}
+}
+
+func TestAPartialListingHidesNothing(t *testing.T) {
+	for _, mask := range []uint64{0, 31} {
+		f := newFixture(t, Options{hashMask: mask})
+		names := f.fill(RootIno, 40)
+		for n := range 40 {
+			f.reopen(Options{hashMask: mask})
+			if err := f.s.ReadDir(RootIno, 0, func(Dentry) bool { n--; return n >= 0 }); err != nil {
+				t.Fatal(err)
+			}
+			checkCache(t, f.s)
+			for name, ino := range names {
+				if f.lookup(RootIno, name) != ino {
+					t.Fatalf("%q is not found", name)
+				}
+			}
+		}
 	}
 }

@@ -213,7 +213,8 @@ func (v View) Xattrs(ino Ino) ([]string, error) {
 }
 
 // each calls fn for the values that the keys with tails in [lower, upper) had, in
-// the order of keys. Both arguments are valid during the call.
+// the order of keys. Both arguments are valid during the call. As the values of a
+// key follow each other, at most one of them has begun and not ended.
 func (v View) each(db pebble.Reader, lower, upper []byte, fn func(tail, value []byte) error) error {
 	now, err := db.NewIter(&pebble.IterOptions{
 		LowerBound: append([]byte{space}, lower...),
@@ -233,35 +234,31 @@ func (v View) each(db pebble.Reader, lower, upper []byte, fn func(tail, value []
 	defer past.Close()
 	now.First()
 	past.First()
-	var done []byte // the last tail with which past is through
 	for now.Valid() || past.Valid() {
+		at := now
+		tail := []byte(nil)
+		if now.Valid() {
+			tail = now.Key()[1:]
+		}
 		if past.Valid() {
-			tail, ended, ok := splitHistoryKey(past.Key())
+			old, ended, ok := splitHistoryKey(past.Key())
 			if !ok {
 				return fmt.Errorf("%w: history key %x", ErrCorrupt, past.Key())
 			}
-			if !now.Valid() || bytes.Compare(tail, now.Key()[1:]) <= 0 {
-				if ended > v.index && !bytes.Equal(tail, done) {
-					done = append(done[:0], tail...)
-					if err := v.visit(past, tail, fn); err != nil {
-						return err
-					}
+			if tail == nil || bytes.Compare(old, tail) <= 0 {
+				if ended <= v.index {
+					past.Next()
+					continue
 				}
-				past.Next()
-				continue
+				at, tail = past, old
 			}
 		}
-		if !bytes.Equal(now.Key()[1:], done) {
-			if err := v.visit(now, now.Key()[1:], fn); err != nil {
-				return err
-			}
+		if err := v.visit(at, tail, fn); err != nil {
+			return err
 		}
-		now.Next()
+		at.Next()
 	}
-	if err := past.Error(); err != nil {
-		return err
-	}
-	return now.Error()
+	return errors.Join(past.Error(), now.Error())
 }
 
 // visit calls fn for the value that it is at if that had begun.
