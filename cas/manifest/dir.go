@@ -196,8 +196,11 @@ type Info struct {
 func Stat(ctx context.Context, store cas.Getter, c cas.CID) (Info, error) {
 	if c.Codec() == cas.Raw {
 		b, err := store.Get(ctx, c, nil)
+		if err != nil {
+			return Info{}, err
+		}
 		n := int64(len(b.Data()))
-		return Info{Kind: KindFile, Size: n, DAGSize: n}, err
+		return Info{Kind: KindFile, Size: n, DAGSize: n}, nil
 	}
 	n, err := getNode(ctx, store, c)
 	if err != nil {

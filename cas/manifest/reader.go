@@ -44,8 +44,8 @@ func NewReader(store cas.Getter, root Root, o ReaderOptions) *Reader {
 func (r *Reader) Size() int64 { return r.root.Size }
 
 // ReadAt reads as io.ReaderAt does: n < len(p) only with an error, which is
-// io.EOF if the file ends there. Blocks that p covers are read straight into it,
-// of others the cache keeps a copy.
+// io.EOF if the file ends there. Leaves that p covers are read straight into it;
+// the cache keeps others, and those that a file repeats, as in a hole.
 func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errNegativeOffset
@@ -57,7 +57,7 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if n == 0 {
 		return 0, nil
 	}
-	if err := r.src.readAt(ctx, r.root.link(), p[:n], off, 0); err != nil {
+	if err := r.src.readAt(ctx, r.root.link(), p[:n], off, place{}); err != nil {
 		return 0, err
 	}
 	if n < len(p) {
@@ -82,13 +82,27 @@ func newSource(store cas.Getter, cache *Cache) source {
 	return source{store, cache}
 }
 
+// place says where in a tree a link stands.
+type place struct {
+	depth    int  // 0 is the root
+	repeated bool // the same link stands beside it
+}
+
+// of returns the place of links[i] in a node at the given place.
+func (p place) of(links []link, i int) place {
+	return place{
+		depth:    p.depth + 1,
+		repeated: i > 0 && links[i-1].cid == links[i].cid || i+1 < len(links) && links[i+1].cid == links[i].cid,
+	}
+}
+
 // readAt fills p with the content of the tree under l from off on. The range
 // must lie in [0, l.size).
-func (s *source) readAt(ctx context.Context, l link, p []byte, off int64, depth int) error {
+func (s *source) readAt(ctx context.Context, l link, p []byte, off int64, at place) error {
 	if l.cid.Codec() == cas.Raw {
-		return s.readLeaf(ctx, l, p, off)
+		return s.readLeaf(ctx, l, p, off, at.repeated)
 	}
-	n, err := s.node(ctx, l, depth)
+	n, err := s.node(ctx, l, at.depth)
 	if err != nil {
 		return err
 	}
@@ -103,7 +117,7 @@ func (s *source) readAt(ctx context.Context, l link, p []byte, off int64, depth 
 			continue
 		}
 		start := n.ends[i] - n.links[i].size
-		if err := s.readAt(ctx, n.links[i], p[:k], off-start, depth+1); err != nil {
+		if err := s.readAt(ctx, n.links[i], p[:k], off-start, at.of(n.links, i)); err != nil {
 			return err
 		}
 		p, off = p[k:], off+k
@@ -115,7 +129,7 @@ func (s *source) readAt(ctx context.Context, l link, p []byte, off int64, depth 
 // until p is full or the content ends.
 func (s *source) readLinks(ctx context.Context, links []link, p []byte, off int64) (int, error) {
 	n := 0
-	for _, l := range links {
+	for i, l := range links {
 		if off >= l.size {
 			off -= l.size
 			continue
@@ -124,7 +138,7 @@ func (s *source) readLinks(ctx context.Context, links []link, p []byte, off int6
 		if k == 0 {
 			break
 		}
-		if err := s.readAt(ctx, l, p[n:n+k], off, 0); err != nil {
+		if err := s.readAt(ctx, l, p[n:n+k], off, place{}.of(links, i)); err != nil {
 			return n, err
 		}
 		n, off = n+k, 0
@@ -132,10 +146,11 @@ func (s *source) readLinks(ctx context.Context, links []link, p []byte, off int6
 	return n, nil
 }
 
-// readLeaf fills p from the raw block l.
-func (s *source) readLeaf(ctx context.Context, l link, p []byte, off int64) error {
+// readLeaf fills p from the raw block l. If p covers it, the cache gets it only if
+// keep is set.
+func (s *source) readLeaf(ctx context.Context, l link, p []byte, off int64, keep bool) error {
 	it := s.cache.leaves.peek(l.cid)
-	if it == nil && int64(len(p)) == l.size {
+	if it == nil && int64(len(p)) == l.size && !keep {
 		b, err := s.store.Get(ctx, l.cid, p[:0:len(p)])
 		if err != nil {
 			return err
@@ -162,6 +177,7 @@ func (s *source) readLeaf(ctx context.Context, l link, p []byte, off int64) erro
 	return nil
 }
 
+// loadLeaf returns the leaf by way of the cache; the caller releases it.
 func (s *source) loadLeaf(ctx context.Context, l link) (*item[*leaf], error) {
 	return s.cache.leaves.get(ctx, l.cid, func() (*leaf, int64, error) {
 		buf := s.cache.buffers.get(min(l.size, cas.MaxBlockSize))

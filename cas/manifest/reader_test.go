@@ -27,7 +27,7 @@ func TestEveryPartOfAFileReadsAsItWasWritten(t *testing.T) {
 			// A cache from nothing to everything.
 			cache := manifest.NewCache(1 << r.IntN(20))
 			rd := manifest.NewReader(&s, write(t, &s, f, b), manifest.ReaderOptions{Cache: cache, Parallel: r.IntN(4)})
-			for range 50 {
+			for range 25 {
 				off, n := r.Int64N(size+10), r.Int64N(size+10)>>r.IntN(12)
 				want := b[min(off, size):min(off+n, size)]
 				p := make([]byte, n)
@@ -98,6 +98,25 @@ func TestBlocksThatAReadCoversAreNotCached(t *testing.T) {
 	}
 	if got, want := s.gets.Load(), int64(s.Len()-1); got != want { // all but the root
 		t.Errorf("%d blocks were fetched, want %d", got, want)
+	}
+}
+
+func TestTheLeafOfAHoleIsFetchedOnce(t *testing.T) {
+	s := &counter{}
+	root := writeParts(t, s, manifest.Format{}, part{zeros: 1 << 25})
+	rd := manifest.NewReader(s, root, manifest.ReaderOptions{})
+	s.reset()
+	p := fixed(1, 1<<20)
+	for off := int64(0); off < root.Size; off += int64(len(p)) {
+		if _, err := rd.ReadAt(ctx, p, off); err != nil || !bytes.Equal(p, make([]byte, len(p))) {
+			t.Fatalf("at %d: error %v, or not zeros", off, err)
+		}
+	}
+	if n, err := rd.WriteTo(ctx, io.Discard); n != root.Size || err != nil {
+		t.Errorf("WriteTo = %d, %v", n, err)
+	}
+	if got := s.gets.Load(); got != 2 {
+		t.Errorf("%d blocks were fetched, want the root and the leaf", got)
 	}
 }
 
@@ -290,11 +309,47 @@ func TestWriteToFailsIfABlockIsMissing(t *testing.T) {
 	if _, err := rd.ReadAt(ctx, make([]byte, 10), 10_000); !errors.Is(err, cas.ErrNotFound) {
 		t.Errorf("ReadAt: %v", err)
 	}
+	// Nothing behind a missing leaf is written, however early it is there.
+	for range 20 {
+		gap := &without{Store: &s, missing: leafAt(t, &s, root.CID, 10_000)}
+		var out bytes.Buffer
+		n, err := manifest.NewReader(gap, root, manifest.ReaderOptions{Parallel: 8}).WriteTo(ctx, &out)
+		if !errors.Is(err, cas.ErrNotFound) || n > 10_000 || !bytes.Equal(out.Bytes(), b[:n]) {
+			t.Errorf("a leaf: %d, %v, or wrong bytes", n, err)
+		}
+	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	if _, err := manifest.NewReader(&s, root, manifest.ReaderOptions{}).WriteTo(ended, io.Discard); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended context: %v", err)
 	}
+}
+
+// without is a store that lacks one block.
+type without struct {
+	*mem.Store
+	missing cas.CID
+}
+
+func (w *without) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
+	if c == w.missing {
+		return cas.Block{}, &cas.BlockError{Op: "get", CID: c, Err: cas.ErrNotFound}
+	}
+	return w.Store.Get(ctx, c, buf)
+}
+
+// leafAt returns the leaf with the byte at off.
+func leafAt(t *testing.T, s cas.Getter, c cas.CID, off int64) cas.CID {
+	t.Helper()
+	for c.Codec() == cas.DagPB {
+		pb, u := pbNode(t, s, c)
+		i := int64(0)
+		for ; off >= u.FieldBlockSizes().Lookup(i).Int(); i++ {
+			off -= u.FieldBlockSizes().Lookup(i).Int()
+		}
+		c = linkCID(t, pb.FieldLinks().Lookup(i))
+	}
+	return c
 }
 
 // tampered returns the CID of a node that says what is given of the children.

@@ -16,7 +16,7 @@ import (
 func cost(t *testing.T, s *counter, f manifest.Format, root manifest.Root, n int64) (gets, puts float64) {
 	t.Helper()
 	r := newRand(t)
-	const rounds = 200
+	const rounds = 60
 	s.reset()
 	for range rounds {
 		data := fixed(byte(r.Uint32()), int(n))
@@ -40,7 +40,7 @@ func (s shifted) ReadAt(p []byte, off int64) (int, error) { return s.r.ReadAt(p,
 func TestAnEditCostsTheLogarithmOfTheFile(t *testing.T) {
 	f := newFormat(t, 64, 256, 1024, 4, 16, 64)
 	var gets, puts [3]float64
-	for i, size := range []int{1 << 18, 1 << 21, 1 << 24} {
+	for i, size := range []int{1 << 17, 1 << 20, 1 << 23} {
 		s := &counter{}
 		root := write(t, s, f, fixed(byte(i), size))
 		gets[i], puts[i] = cost(t, s, f, root, 16)

@@ -17,7 +17,7 @@ func (r *Reader) WriteTo(ctx context.Context, out io.Writer) (int64, error) {
 
 // WriteRange writes up to n bytes from off on to out, in order, while blocks ahead
 // are fetched and verified; it returns how many bytes it wrote. The cache keeps
-// inner nodes only.
+// inner nodes, and leaves that the file repeats, as in a hole.
 func (r *Reader) WriteRange(ctx context.Context, out io.Writer, off, n int64) (int64, error) {
 	if off < 0 {
 		return 0, errNegativeOffset
@@ -34,7 +34,7 @@ func (r *Reader) WriteRange(ctx context.Context, out io.Writer, off, n int64) (i
 	group.Go(func() error {
 		defer close(inOrder)
 		defer close(toFetch)
-		return r.src.pieces(groupCtx, r.root.link(), off, off+n, 0, func(p *piece) error {
+		return r.src.pieces(groupCtx, r.root.link(), off, off+n, place{}, func(p *piece) error {
 			select {
 			case inOrder <- p:
 			case <-groupCtx.Done():
@@ -54,7 +54,7 @@ func (r *Reader) WriteRange(ctx context.Context, out io.Writer, off, n int64) (i
 			return nil
 		})
 	}
-	written, err := writePieces(groupCtx, out, inOrder, &r.src.cache.buffers)
+	written, err := writePieces(groupCtx, out, inOrder, r.src.cache)
 	if err != nil && groupCtx.Err() == nil {
 		cancel()
 		_ = group.Wait() // fails because of cancel, if at all
@@ -67,7 +67,7 @@ func (r *Reader) WriteRange(ctx context.Context, out io.Writer, off, n int64) (i
 }
 
 // writePieces writes what comes out of the channel. It ends early if ctx does.
-func writePieces(ctx context.Context, out io.Writer, inOrder <-chan *piece, free *buffers) (int64, error) {
+func writePieces(ctx context.Context, out io.Writer, inOrder <-chan *piece, cache *Cache) (int64, error) {
 	var written int64
 	for p := range inOrder {
 		select {
@@ -78,7 +78,10 @@ func writePieces(ctx context.Context, out io.Writer, inOrder <-chan *piece, free
 		n, err := out.Write(p.data)
 		written += int64(n)
 		if p.buf != nil {
-			free.put(p.buf)
+			cache.buffers.put(p.buf)
+		}
+		if p.cached != nil {
+			cache.leaves.release(p.cached)
 		}
 		if err != nil {
 			return written, err
@@ -90,36 +93,52 @@ func writePieces(ctx context.Context, out io.Writer, inOrder <-chan *piece, free
 // piece is a part of a leaf, or bytes that stand in a node.
 type piece struct {
 	leaf     link
+	keep     bool // use the cache
 	from, to int64
-	data     []byte
-	buf      *[]byte
 	ready    chan struct{} // closed when data is there
+	data     []byte
+	buf      *[]byte      // in which data lies, or
+	cached   *item[*leaf] // where it is kept
 }
 
-// fetch gets p's bytes.
+// fetch gets p's bytes. If it fails, p never becomes ready.
 func (p *piece) fetch(ctx context.Context, s *source) error {
 	if p.data == nil {
-		p.buf = s.cache.buffers.get(min(p.leaf.size, cas.MaxBlockSize))
-		b, err := s.store.Get(ctx, p.leaf.cid, *p.buf)
+		whole, err := p.get(ctx, s)
 		if err != nil {
 			return err
 		}
-		if err := checkLeaf(p.leaf, len(b.Data())); err != nil {
+		if err := checkLeaf(p.leaf, len(whole)); err != nil {
 			return err
 		}
-		p.data = b.Data()[p.from:p.to]
+		p.data = whole[p.from:p.to]
 	}
 	close(p.ready)
 	return nil
 }
 
+// get returns the whole leaf.
+func (p *piece) get(ctx context.Context, s *source) ([]byte, error) {
+	if p.keep {
+		it, err := s.loadLeaf(ctx, p.leaf)
+		if err != nil {
+			return nil, err
+		}
+		p.cached = it
+		return it.value.data, nil
+	}
+	p.buf = s.cache.buffers.get(min(p.leaf.size, cas.MaxBlockSize))
+	b, err := s.store.Get(ctx, p.leaf.cid, *p.buf)
+	return b.Data(), err
+}
+
 // pieces calls fn for each piece of the content of l from offset from to offset
 // to, in order.
-func (s *source) pieces(ctx context.Context, l link, from, to int64, depth int, fn func(*piece) error) error {
+func (s *source) pieces(ctx context.Context, l link, from, to int64, at place, fn func(*piece) error) error {
 	if l.cid.Codec() == cas.Raw {
-		return fn(&piece{leaf: l, from: from, to: to, ready: make(chan struct{})})
+		return fn(&piece{leaf: l, keep: at.repeated, from: from, to: to, ready: make(chan struct{})})
 	}
-	n, err := s.node(ctx, l, depth)
+	n, err := s.node(ctx, l, at.depth)
 	if err != nil {
 		return err
 	}
@@ -132,7 +151,7 @@ func (s *source) pieces(ctx context.Context, l link, from, to int64, depth int, 
 		end := n.ends[i]
 		start := end - child.size
 		if a, b := max(from, start), min(to, end); a < b {
-			if err := s.pieces(ctx, child, a-start, b-start, depth+1, fn); err != nil {
+			if err := s.pieces(ctx, child, a-start, b-start, at.of(n.links, i), fn); err != nil {
 				return err
 			}
 		}
