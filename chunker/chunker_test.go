@@ -166,7 +166,7 @@ func TestBounds(t *testing.T) {
 
 func TestACutDependsOnNothingAroundTheChunk(t *testing.T) {
 	c := newChunker(t, small)
-	data := random(4, 64<<10)
+	data := random(4, 40<<10)
 	ns := lengths(c.Cut, data)
 	off := 0
 	for i, n := range ns {
@@ -186,7 +186,7 @@ func TestACutDependsOnNothingAroundTheChunk(t *testing.T) {
 func TestAnEditChangesFewChunks(t *testing.T) {
 	const edits, most, mean = 60, 12, 2.0
 	c := newChunker(t, small)
-	data := random(6, 64<<10)
+	data := random(6, 48<<10)
 	held := map[[32]byte]bool{}
 	each := func(data []byte, f func(sum [32]byte)) {
 		for _, n := range lengths(c.Cut, data) {
@@ -233,14 +233,18 @@ func TestAverageLengthOfRandomChunks(t *testing.T) {
 }
 
 func TestARunOfEqualBytesIsCutAtMaxOnly(t *testing.T) {
-	tight := Params{Algorithm: GearJump, Min: MinMin, Avg: MinAvg, Max: 32 << 10}
-	for _, p := range []Params{tight, small, DefaultParams()} {
+	tight := Params{Algorithm: GearJump, Min: MinMin, Avg: MinAvg, Max: 16 << 10}
+	for _, p := range []Params{tight, small} {
 		c := newChunker(t, p)
 		for b := range 256 {
 			if n := c.Cut(bytes.Repeat([]byte{byte(b)}, p.Max+1)); n != p.Max {
 				t.Errorf("%+v: a run of bytes %#02x is cut at %d", p, b, n)
 			}
 		}
+	}
+	c := newChunker(t, DefaultParams())
+	if n := c.Cut(make([]byte, c.Params().Max+1)); n != c.Params().Max {
+		t.Errorf("zeros are cut at %d", n)
 	}
 }
 
