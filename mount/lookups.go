@@ -9,7 +9,7 @@ const lookupShards = 64
 // lookups counts, for each inode the kernel knows, how often it was told of it.
 // The kernel gives the counts back when it forgets inodes, some at a time and
 // concurrently with new answers; an inode is forgotten when its count is back
-// at zero.
+// at zero. There are as many counts as the kernel keeps inodes in its memory.
 type lookups [lookupShards]struct {
 	mu sync.Mutex
 	n  map[uint64]uint64

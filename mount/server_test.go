@@ -10,13 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sys/unix"
@@ -24,7 +21,7 @@ import (
 	"github.com/cairnfs/cairn/cas"
 )
 
-// Mounting and unmounting, and what only a real mount shows of the adapter.
+// Mounting, unmounting and mounting again.
 
 func TestMountIsNamedAndTuned(t *testing.T) {
 	dir := newMount(t)
@@ -318,210 +315,6 @@ func TestFileHandlesSurviveARemount(t *testing.T) {
 	ok(t, err)
 	if string(p[:n]) != "found again" {
 		t.Fatalf("read %q", p[:n])
-	}
-}
-
-func TestCIDAttributeFollowsTheContent(t *testing.T) {
-	dir := newMount(t)
-	cid := func(name string) string {
-		p := make([]byte, 200)
-		n, err := unix.Getxattr(filepath.Join(dir, name), "user.cairn.cid", p)
-		ok(t, err)
-		if _, err := cas.ParseCID(string(p[:n])); err != nil {
-			t.Fatal(err)
-		}
-		return string(p[:n])
-	}
-	content := strings.Repeat("some bytes ", 30_000)
-	write(t, filepath.Join(dir, "a"), content)
-	write(t, filepath.Join(dir, "b"), content)
-	if cid("a") != cid("b") {
-		t.Error("equal files have different CIDs")
-	}
-	was := cid("a")
-	write(t, filepath.Join(dir, "a"), content+"!")
-	if cid("a") == was {
-		t.Error("another content has the same CID")
-	}
-	wantErr(t, unix.Setxattr(filepath.Join(dir, "a"), "user.cairn.cid", []byte("x"), 0), unix.EPERM)
-}
-
-func TestSharedMappingIsWritten(t *testing.T) {
-	path := filepath.Join(newMount(t), "file")
-	write(t, path, strings.Repeat("a", 8192))
-	_, finish := startChild(t, "map", path)
-	want := strings.Repeat("a", 4094) + "MAPPED" + strings.Repeat("a", 4092)
-	wantContent(t, path, want)
-	ok(t, finish())
-	wantContent(t, path, want)
-}
-
-// TestSignalsInterruptNothing sends signals to a thread while it works on files,
-// with pauses in which it gets to work at all. The handler is the Go runtime's,
-// which ignores them; any other handler would do.
-func TestSignalsInterruptNothing(t *testing.T) {
-	onMountAndDisk(t, func(t *testing.T, dir string) {
-		thread := make(chan int)
-		var done atomic.Bool
-		finished := make(chan error)
-		go func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			thread <- unix.Gettid()
-			finished <- workOnFiles(dir, 100)
-			done.Store(true)
-		}()
-		tid := <-thread
-		var storm sync.WaitGroup
-		storm.Go(func() {
-			for !done.Load() {
-				unix.Tgkill(os.Getpid(), tid, unix.SIGURG)
-				time.Sleep(10 * time.Microsecond)
-			}
-		})
-		err := <-finished
-		storm.Wait()
-		ok(t, err)
-	})
-}
-
-// workOnFiles makes system calls that no layer repeats if they are interrupted.
-// Reads are direct: those of the page cache never are.
-func workOnFiles(dir string, rounds int) error {
-	const size = 64 << 12 // enough to be stored as blocks
-	p, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		return err
-	}
-	defer unix.Munmap(p)
-	for i := range p {
-		p[i] = byte(i * i >> 10)
-	}
-	for i := range rounds {
-		path := filepath.Join(dir, fmt.Sprint("file-", i))
-		fd, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_DIRECT, 0o644)
-		if err != nil {
-			return fmt.Errorf("open: %w", err)
-		}
-		var st unix.Stat_t
-		var failed error
-		for _, step := range []struct {
-			name string
-			call func() error
-		}{
-			{"write", func() error { _, err := unix.Pwrite(fd, p, 0); return err }},
-			{"fsync", func() error { return unix.Fsync(fd) }},
-			{"read", func() error { _, err := unix.Pread(fd, p, 0); return err }},
-			{"truncate", func() error { return unix.Ftruncate(fd, 10) }},
-			{"stat", func() error { return unix.Fstat(fd, &st) }},
-			{"setxattr", func() error { return unix.Fsetxattr(fd, "user.x", p[:10], 0) }},
-			{"close", func() error { return unix.Close(fd) }},
-			{"rename", func() error { return unix.Rename(path, path+"2") }},
-			{"unlink", func() error { return unix.Unlink(path + "2") }},
-		} {
-			if err := step.call(); err != nil {
-				failed = errors.Join(failed, fmt.Errorf("%s: %w", step.name, err))
-			}
-		}
-		if failed != nil {
-			return failed
-		}
-	}
-	return nil
-}
-
-func TestPermissionsAreChecked(t *testing.T) {
-	needRoot(t)
-	onMountAndDisk(t, func(t *testing.T, dir string) {
-		openWay(t, dir)
-		ok(t, unix.Chmod(dir, 0o1777))
-		secret, program := filepath.Join(dir, "secret"), filepath.Join(dir, "program")
-		ok(t, os.WriteFile(secret, []byte("x"), 0o600))
-		write(t, program, "x")
-		asUser(t, 1000, 1000, func() {
-			_, err := unix.Open(secret, unix.O_RDONLY, 0)
-			wantErr(t, err, unix.EACCES)
-			wantErr(t, unix.Chmod(program, 0o777), unix.EPERM)
-			wantErr(t, unix.Unlink(program), unix.EPERM) // sticky directory
-			ok(t, unix.Mkdir(filepath.Join(dir, "mine"), 0o700))
-			ok(t, unix.Close(open(t, filepath.Join(dir, "mine", "file"), unix.O_CREAT|unix.O_RDWR, 0o644)))
-		})
-		if st := stat(t, filepath.Join(dir, "mine", "file")); st.Uid != 1000 || st.Gid != 1000 {
-			t.Errorf("owner %d:%d", st.Uid, st.Gid)
-		}
-	})
-}
-
-func TestSetuidIsLostToOthers(t *testing.T) {
-	needRoot(t)
-	onMountAndDisk(t, func(t *testing.T, dir string) {
-		openWay(t, dir)
-		path := filepath.Join(dir, "program")
-		write(t, path, "x")
-		for name, c := range map[string]struct {
-			change func(fd int) error
-			want   uint32
-		}{
-			"write by root":    {func(fd int) error { _, err := unix.Pwrite(fd, []byte("y"), 0); return err }, 0o6777},
-			"truncate by root": {func(fd int) error { return unix.Ftruncate(fd, 1) }, 0o6777},
-			"chown":            {func(int) error { return unix.Chown(path, 0, 0) }, 0o777},
-			"write": {func(fd int) (err error) {
-				asUser(t, 1000, 1000, func() { _, err = unix.Pwrite(fd, []byte("y"), 0) })
-				return err
-			}, 0o777},
-			"truncate": {func(fd int) (err error) {
-				asUser(t, 1000, 1000, func() { err = unix.Ftruncate(fd, 1) })
-				return err
-			}, 0o777},
-			"truncating open": {func(int) (err error) {
-				asUser(t, 1000, 1000, func() {
-					var fd int
-					if fd, err = unix.Open(path, unix.O_WRONLY|unix.O_TRUNC, 0); err == nil {
-						err = unix.Close(fd)
-					}
-				})
-				return err
-			}, 0o777},
-		} {
-			ok(t, unix.Chmod(path, 0o6777))
-			fd := open(t, path, unix.O_RDWR, 0)
-			if err := c.change(fd); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-			ok(t, unix.Close(fd))
-			if got := stat(t, path).Mode & 0o7777; got != c.want {
-				t.Errorf("%s leaves mode %o, want %o", name, got, c.want)
-			}
-		}
-	})
-}
-
-func TestSetgidDirectoryPassesItsGroupOn(t *testing.T) {
-	needRoot(t)
-	onMountAndDisk(t, func(t *testing.T, dir string) {
-		openWay(t, dir)
-		d := filepath.Join(dir, "d")
-		ok(t, unix.Mkdir(d, 0o777))
-		ok(t, unix.Chown(d, 0, 55))
-		ok(t, unix.Chmod(d, 0o2777))
-		asUser(t, 1000, 1000, func() {
-			ok(t, unix.Mkdir(filepath.Join(d, "sub"), 0o755))
-			ok(t, unix.Close(open(t, filepath.Join(d, "file"), unix.O_CREAT|unix.O_RDWR, 0o644)))
-		})
-		if st := stat(t, filepath.Join(d, "sub")); st.Gid != 55 || st.Mode&unix.S_ISGID == 0 || st.Uid != 1000 {
-			t.Errorf("directory: mode %o owner %d:%d", st.Mode, st.Uid, st.Gid)
-		}
-		if st := stat(t, filepath.Join(d, "file")); st.Gid != 55 || st.Mode&unix.S_ISGID != 0 {
-			t.Errorf("file: mode %o group %d", st.Mode, st.Gid)
-		}
-	})
-}
-
-// openWay lets other users reach dir through the private directories above it.
-func openWay(t testing.TB, dir string) {
-	t.Helper()
-	for d := filepath.Dir(dir); d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		ok(t, os.Chmod(d, 0o755))
 	}
 }
 
