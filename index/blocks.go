@@ -94,10 +94,14 @@ func (db *DB) Blocks() Summary {
 	return db.blocks.summary
 }
 
+// blockKeys holds keys for lookups: Pebble lets them escape to the heap.
+var blockKeys = sync.Pool{New: func() any { return new([1 + cas.HashSize]byte) }}
+
 // Block returns where the block with the given hash lies; ok says whether it is
 // known.
 func (db *DB) Block(hash *Hash) (at Location, ok bool, err error) {
-	var key [1 + cas.HashSize]byte
+	key := blockKeys.Get().(*[1 + cas.HashSize]byte)
+	defer blockKeys.Put(key)
 	key[0] = SpaceBlocks
 	copy(key[1:], hash[:])
 	v, closer, err := db.pebble.Get(key[:])

@@ -48,8 +48,8 @@ const (
 
 	// bufferSize is how many bytes of records stay in memory at most.
 	bufferSize = 256 << 10
-	// maxUnsynced is how many full files may wait for their sync; beyond that
-	// Append waits. It bounds what one Sync may have to write.
+	// maxUnsynced is how many full files may wait for a Sync; beyond that
+	// Append syncs them. It bounds what one Sync may have to write.
 	maxUnsynced = 1
 )
 
@@ -110,6 +110,13 @@ type Options struct {
 	// FlushAfter is when records leave the buffer without anyone asking; 0
 	// means DefaultFlushAfter, negative never. Durability does not depend on it.
 	FlushAfter time.Duration
+	// SyncBlocks makes all blocks before a mark durable. Sync calls it with the
+	// greatest Mark of the records it is about to make durable: a record that
+	// is durable while its blocks are not would end the log after a crash, and
+	// with it everything behind that was acknowledged. If SyncBlocks is nil,
+	// whoever calls Sync has synced the blocks of all records before. It must
+	// not call the journal.
+	SyncBlocks func(ctx context.Context, mark uint64) error
 	// Logger is told about torn tails and damage; nil is slog.Default().
 	Logger *slog.Logger
 	// Random gives the identity of a new journal; nil is crypto/rand.
@@ -132,7 +139,8 @@ type Journal struct {
 	written  int64      // how much of the current file was given to the OS
 	buf      []byte     // what follows
 	last     Seq        // appended
-	synced   Seq        // durable
+	mark     uint64     // the greatest of all records
+	synced   Seq        // durable, and so are the blocks referred to
 	recorded Seq        // durable according to the last record written
 	unsynced []vfs.File // full files to be synced and closed
 
@@ -221,6 +229,7 @@ func (j *Journal) Append(kind Kind, mark uint64, payload ...[]byte) (Seq, Locati
 		return 0, Location{}, err
 	}
 	j.last++
+	j.mark = max(j.mark, mark)
 	j.files[len(j.files)-1].size = j.end()
 	if j.o.FlushAfter > 0 && j.timer == nil {
 		j.arm()
@@ -308,7 +317,8 @@ func (j *Journal) First() Seq {
 	return j.files[0].first
 }
 
-// Synced returns the number up to which all records are durable.
+// Synced returns the number up to which all records are durable, and known to be
+// because of a Sync.
 func (j *Journal) Synced() Seq {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -41,8 +41,8 @@ func (e *CorruptError) Unwrap() error { return ErrCorrupt }
 
 // Replay finds the end of the log and calls fn for every record with Seq >= from,
 // in order. It must be called once, before the first Append. Everything before
-// from must have been durable when from was recorded, so that it is no end of the
-// log if records before from are damaged; 0 is the same as 1. validMark is where
+// from must have been durable when from was recorded, and is not needed any more;
+// 0 is the same as 1. validMark is where
 // the valid bytes of the segments end: a record with a greater Mark, and all that
 // follow, do not count.
 //
@@ -107,8 +107,8 @@ func (r *replay) run() error {
 			break
 		}
 	}
-	if r.next < r.from {
-		return r.corrupt(min(i, len(j.files)-1), end, r.next, "is missing")
+	if r.next < r.from { // there is no file at all
+		return r.corrupt(i, end, r.from-1, "is missing")
 	}
 	return r.finish(start, i, end, clean)
 }
@@ -137,7 +137,7 @@ func (r *replay) file(i int) (end int64, clean bool, err error) {
 		}
 		good := state == valid && (h.kind == 0 && h.seq+1 == r.next || h.kind != 0 && h.seq == r.next)
 		switch {
-		case state == ended && limit == 0:
+		case state == ended && limit == 0 && r.next >= r.from:
 			return offset, true, nil
 		case good && h.kind == 0:
 			r.synced = max(r.synced, h.synced)
@@ -162,24 +162,27 @@ func (r *replay) file(i int) (end int64, clean bool, err error) {
 			if found {
 				continue
 			}
+			return 0, false, r.corrupt(i, offset, r.next, "is damaged or missing, and all that follow")
 		}
 		return r.stop(i, s, offset, good)
 	}
 }
 
 // skip moves on from damage among the records before from, which nobody needs, to
-// the next record up to from. If there is none it is from that is missing.
+// the next record up to from.
 func (r *replay) skip(s *scanner, offset int64) (found bool, err error) {
-	r.j.o.Logger.Warn("journal is damaged where it was applied already", "offset", offset, "seq", r.next)
-	next := r.from
+	damaged := r.next
 	found, err = s.search(offset+1, func(h header) bool {
-		if h.kind != 0 && h.seq > r.next && h.seq <= r.from {
-			next = h.seq
-			return true
+		if h.kind == 0 || h.seq <= damaged || h.seq > r.from {
+			return false
 		}
-		return false
+		r.next = h.seq
+		return true
 	})
-	r.next = next
+	if found {
+		r.j.o.Logger.Warn("journal is damaged where it was applied already",
+			"offset", offset, "from", damaged, "to", r.next-1)
+	}
 	return found, err
 }
 
@@ -323,7 +326,7 @@ type scanner struct {
 	offset int64
 }
 
-// scanBuffer holds any record.
+// scanBuffer holds any record. For a file that is shorter, the file's length will do.
 const scanBuffer = headerSize + MaxPayload
 
 func (j *Journal) scan(i int) (*scanner, error) {
@@ -332,7 +335,8 @@ func (j *Journal) scan(i int) (*scanner, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &scanner{file: f, r: bufio.NewReaderSize(f, scanBuffer), seed: seedOf(j.id, first)}, nil
+	size := min(j.files[i].size, scanBuffer)
+	return &scanner{file: f, r: bufio.NewReaderSize(f, int(size)), seed: seedOf(j.id, first)}, nil
 }
 
 func (s *scanner) close() { _ = s.file.Close() } // only read from
@@ -369,7 +373,7 @@ func (s *scanner) next() (h header, payload []byte, what state, err error) {
 // peek returns the next n bytes, fewer at the end of the file.
 func (s *scanner) peek(n int) ([]byte, error) {
 	b, err := s.r.Peek(n)
-	if err == io.EOF {
+	if err == io.EOF || err == bufio.ErrBufferFull {
 		err = nil
 	}
 	return b, err

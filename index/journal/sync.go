@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -18,8 +19,8 @@ import (
 // Sync returns when everything appended before the call is durable. A cancelled
 // ctx ends the waiting, not the sync.
 //
-// Errors: ENOSPC, when the disk is full (try again when there is space); the
-// context's error; otherwise the journal has failed.
+// Errors: ENOSPC, when the disk is full (try again when there is space); that of
+// SyncBlocks; the context's error; otherwise the journal has failed.
 func (j *Journal) Sync(ctx context.Context) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -43,7 +44,7 @@ func (j *Journal) syncTo(ctx context.Context, target Seq) error {
 			j.await(ctx)
 			continue
 		}
-		if err := j.lead(); err != nil {
+		if err := j.lead(ctx); err != nil {
 			return err
 		}
 	}
@@ -61,21 +62,37 @@ func (j *Journal) await(ctx context.Context) {
 	j.mu.Lock()
 }
 
-// lead syncs everything appended so far; mu is held, but for the sync itself.
-func (j *Journal) lead() error {
+// lead syncs everything appended so far, and before that the blocks it refers to;
+// mu is held, but not while that takes place.
+func (j *Journal) lead(ctx context.Context) error {
 	if err := j.flush(); err != nil {
 		return err
 	}
-	full, current, upTo := j.unsynced, j.current, j.last
-	j.unsynced = nil
+	upTo, mark := j.last, j.mark
+	if err := j.syncFiles(ctx, mark, append(slices.Clone(j.unsynced), j.current)); err != nil {
+		return err
+	}
+	j.synced = upTo
+	if j.o.FlushAfter > 0 && j.timer == nil && !j.closed {
+		j.arm()
+	}
+	return nil
+}
+
+// syncFiles syncs files, of which all but the current one are full, and closes
+// those. No other sync is under way.
+func (j *Journal) syncFiles(ctx context.Context, mark uint64, files []vfs.File) error {
+	current := j.current
 	j.round = make(chan struct{})
 	j.mu.Unlock()
-	var err error
-	for _, f := range full {
-		err = errors.Join(err, f.SyncData(), f.Close())
+	var err, blocks error
+	if mark > 0 && j.o.SyncBlocks != nil {
+		blocks = j.o.SyncBlocks(ctx, mark)
 	}
-	if err == nil {
-		err = current.SyncData()
+	for _, f := range files {
+		if err == nil && blocks == nil {
+			err = f.SyncData()
+		}
 	}
 	j.mu.Lock()
 	close(j.round)
@@ -83,9 +100,17 @@ func (j *Journal) lead() error {
 	if err != nil {
 		return j.fail("sync", err)
 	}
-	j.synced = upTo
-	if j.o.FlushAfter > 0 && j.timer == nil && !j.closed {
-		j.arm()
+	if blocks != nil {
+		return fmt.Errorf("sync of the blocks that the journal refers to: %w", blocks)
+	}
+	for _, f := range files {
+		if f != current {
+			j.unsynced = j.unsynced[1:]
+			err = errors.Join(err, f.Close())
+		}
+	}
+	if err != nil {
+		return j.fail("close", err)
 	}
 	return nil
 }
@@ -100,12 +125,19 @@ func (j *Journal) roll() error {
 	if err != nil {
 		return err
 	}
-	j.unsynced = append(j.unsynced, j.current)
+	j.unsynced = append(slices.Clone(j.unsynced), j.current)
 	j.begin(f, file{first: j.last + 1})
-	if len(j.unsynced) > maxUnsynced {
-		return j.syncTo(context.Background(), j.last)
+	for len(j.unsynced) > maxUnsynced && j.err == nil {
+		if j.round != nil {
+			j.await(context.Background())
+			continue
+		}
+		// This does not count as synced: the blocks were not.
+		if err := j.syncFiles(context.Background(), 0, slices.Clone(j.unsynced)); err != nil {
+			return err
+		}
 	}
-	return nil
+	return j.err
 }
 
 // create makes the file whose first record will be the given one, durably.
