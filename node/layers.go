@@ -21,10 +21,12 @@ func (n *Node) openBlocks(context.Context) (err error) {
 	return err
 }
 
+// openJournal opens the journal such that it never makes a command durable whose
+// blocks are not: whoever syncs it also syncs commands of others.
 func (n *Node) openJournal(context.Context) (err error) {
-	syncBlocks := func() error { return n.blocks.Sync(context.Background()) }
 	n.journal, err = journal.Open(journal.Options{
-		FS: &barrierFS{n.o.FS, syncBlocks}, Dir: n.path(journalDir), FileSize: n.o.journalFile, Logger: n.o.Logger, Random: n.o.Random,
+		FS: n.o.FS, Dir: n.path(journalDir), FileSize: n.o.journalFile, Logger: n.o.Logger, Random: n.o.Random,
+		SyncBlocks: func(ctx context.Context, _ uint64) error { return n.blocks.Sync(ctx) },
 	})
 	return err
 }

@@ -12,8 +12,8 @@
 //	cairn.log     of a mount in the background
 //
 // What decides correctness between the layers is here as well: the journal is
-// synced behind the segments it refers to (barrier.go), the index is flushed
-// behind both, and the journal is trimmed behind the index (checkpoint.go).
+// synced behind the segments it refers to and the index is flushed behind both
+// (layers.go), and the journal is trimmed behind the index (checkpoint.go).
 package node
 
 import (

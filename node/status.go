@@ -54,7 +54,7 @@ func (n *Node) propose(ctx context.Context, ops ...namespace.Op) (namespace.Resu
 	if res.Err != nil {
 		return res, res.Err
 	}
-	// The log's sync takes the blocks along: see barrierFS.
+	// The log's sync takes the blocks along: see openJournal.
 	return res, n.log.Sync(ctx)
 }
 
