@@ -76,6 +76,9 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 	fs := newFileSystem(vol, o)
 	srv, err := fuse.NewServer(fs, path, fuseOptions(fs, o))
 	if err != nil {
+		if m, mounted := mountAt(path); mounted && m.fstype == fsType {
+			err = errors.Join(err, detach(path))
+		}
 		return nil, explain(err)
 	}
 	s := &Server{fuse: srv, mountpoint: path, log: o.Logger, done: make(chan struct{})}
@@ -87,6 +90,7 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 		if derr := detach(path); derr != nil {
 			o.Logger.Warn("cannot detach a mount that does not answer", "mountpoint", path, "err", derr)
 		}
+		s.ended()
 		return nil, err
 	}
 	return s, nil
@@ -194,12 +198,19 @@ func (s *Server) Unmount() error {
 			return err
 		}
 	}
-	// Another mount namespace may hold a copy of the mount.
+	if !s.ended() { // another mount namespace holds a copy of the mount
+		return &BusyError{s.mountpoint}
+	}
+	return nil
+}
+
+// ended waits for the last request, but not for ever.
+func (s *Server) ended() bool {
 	select {
 	case <-s.done:
-		return nil
+		return true
 	case <-time.After(unmountWait):
-		return &BusyError{s.mountpoint}
+		return false
 	}
 }
 

@@ -200,6 +200,23 @@ func TestCancelledMountLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestPanicInARequestIsItsError(t *testing.T) {
+	needFUSE(t)
+	var log syncBuffer
+	dir := t.TempDir()
+	s, err := Mount(t.Context(), nil, Options{Mountpoint: dir, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err == nil {
+		leaveNothing(t, s)
+	}
+	wantErr(t, err, unix.EIO)
+	if !strings.Contains(log.String(), "panic") || !strings.Contains(log.String(), "filesystem.go") {
+		t.Errorf("logged %s", log.String())
+	}
+	if m, mounted := mountAt(dir); mounted {
+		t.Errorf("left behind: %+v", m)
+	}
+}
+
 func TestReadOnlyMountRefusesChanges(t *testing.T) {
 	needFUSE(t)
 	fs := vfs.NewMem()
