@@ -13,84 +13,100 @@ import (
 	"github.com/cairnfs/cairn/index"
 )
 
-// tail is the end of the store; its mutex is held over the writing of a record and
-// nothing else.
-type tail struct {
-	sync.Mutex
-	file    vfs.File // nil before the first Put if no segment can be continued
-	segment uint32
-	seed    uint32
-	offset  int64
-	last    uint32 // highest number of a segment file that exists
-	budget  int64  // bytes that may be written before looking at the disk again
+// Blocks are put in groups. All that can be done without the tail's lock is done
+// before: looking up which blocks are held, and compressing. What remains under
+// the lock is to look again in the table, to make the headers, and to write the
+// group with one system call.
+
+// Limits of a group. The second applies to the blocks together, but a single block
+// may exceed it if segments are that small.
+const (
+	groupBlocks = 32
+	groupBytes  = 2 << 20
+)
+
+// group is some blocks on their way into a segment. It holds its buffers for reuse.
+type group struct {
+	records []record
+	bytes   int64 // of the blocks
+
+	headers []byte
+	packed  []byte // compressed payloads
+	pieces  [][]byte
 }
 
-// scratch is what a Put needs besides the block.
-type scratch struct {
-	record []byte // header, and payload if it is compressed
+// record is one block of a group.
+type record struct {
+	header
+	payload []byte
+	was     index.Location // a damaged location that it replaces
+	epoch   uint64         // of the table when the block was not held
 }
 
-var scratches = sync.Pool{New: func() any {
-	return &scratch{record: make([]byte, headerSize, headerSize+cas.MaxBlockSize+cas.MaxBlockSize/6+64)}
+var groups = sync.Pool{New: func() any {
+	return &group{headers: make([]byte, groupBlocks*headerSize)}
 }}
 
 // Put stores the blocks that are not held yet, in the order given. While the disk
 // is so slow that the table of blocks not yet durable is full, Put waits.
 func (s *Store) Put(ctx context.Context, blocks ...cas.Block) error {
-	for i := range blocks {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := s.put(ctx, &blocks[i]); err != nil {
-			return err
-		}
+	if err := ctx.Err(); err != nil || len(blocks) == 0 {
+		return err
 	}
-	return ctx.Err()
-}
-
-func (s *Store) put(ctx context.Context, b *cas.Block) error {
 	if s.closed.Load() {
 		return ErrClosed
 	}
-	c := b.CID()
-	if !c.Defined() {
-		return &cas.BlockError{Op: "put", CID: c, Err: cas.ErrBadCID}
-	}
-	hash := c.Hash()
-	held, was, epoch, err := s.held(&hash)
-	if err != nil {
-		return &cas.BlockError{Op: "put", CID: c, Where: "index", Err: err}
-	}
-	if held {
-		return nil
-	}
-	if err := s.waitForRoom(ctx); err != nil {
-		return err
-	}
-	sc := scratches.Get().(*scratch)
-	defer scratches.Put(sc)
-	h := header{codec: byte(c.Codec()), raw: uint32(len(b.Data())), hash: hash}
-	payload := b.Data()
-	if rec, ok := compress(sc.record[:headerSize], b.Data()); ok {
-		h.compression = compressS2
-		sc.record, payload = rec, nil
-	} else {
-		sc.record = sc.record[:headerSize]
-	}
-	h.stored = uint32(len(sc.record) - headerSize + len(payload))
-
-	s.tail.Lock()
-	defer s.tail.Unlock()
-	if at, ok, now := s.table.find(&hash); ok && at != was {
-		return nil // another Put of this block was faster
-	} else if now != epoch {
-		if held, was, _, err = s.held(&hash); held || err != nil {
-			return err
+	g := groups.Get().(*group)
+	defer groups.Put(g)
+	defer g.reset()
+	for i := range blocks {
+		if !g.fits(&blocks[i], s.o.SegmentSize) {
+			if err := s.putGroup(ctx, g); err != nil {
+				return err
+			}
+		}
+		if err := s.prepare(g, &blocks[i]); err != nil {
+			return &cas.BlockError{Op: "put", CID: blocks[i].CID(), Err: err}
 		}
 	}
-	if err := s.write(&h, sc.record, payload, was); err != nil {
-		return &cas.BlockError{Op: "put", CID: c, Where: s.files.path(s.tail.segment), Err: err}
+	return s.putGroup(ctx, g)
+}
+
+// reset empties the group and lets go of the blocks' bytes.
+func (g *group) reset() {
+	clear(g.records)
+	clear(g.pieces)
+	g.records, g.pieces, g.packed, g.bytes = g.records[:0], g.pieces[:0], g.packed[:0], 0
+}
+
+func (g *group) fits(b *cas.Block, segmentSize int64) bool {
+	n := len(g.records)
+	return n == 0 || n < groupBlocks && g.bytes+int64(len(b.Data())) <= min(groupBytes, segmentSize/2)
+}
+
+// prepare adds the block to the group if it is not held.
+func (s *Store) prepare(g *group, b *cas.Block) error {
+	c := b.CID()
+	if !c.Defined() {
+		return cas.ErrBadCID
 	}
+	r := record{header: header{codec: byte(c.Codec()), raw: uint32(len(b.Data())), hash: c.Hash()}, payload: b.Data()}
+	for i := range g.records {
+		if g.records[i].hash == r.hash {
+			return nil
+		}
+	}
+	held, was, epoch, err := s.held(&r.hash)
+	if held || err != nil {
+		return err
+	}
+	r.was, r.epoch = was, epoch
+	if packed := g.compress(b.Data()); packed != nil {
+		r.payload, r.compression = packed, compressS2
+	}
+	r.stored = uint32(len(r.payload))
+	g.records = append(g.records, r)
+	g.bytes += int64(len(b.Data()))
 	return nil
 }
 
@@ -104,10 +120,56 @@ func (s *Store) held(hash *index.Hash) (held bool, was index.Location, epoch uin
 	return ok, index.Location{}, epoch, err
 }
 
-// waitForRoom returns when the table has room for another block.
+// putGroup writes the group and empties it.
+func (s *Store) putGroup(ctx context.Context, g *group) error {
+	if len(g.records) == 0 {
+		return nil
+	}
+	defer g.reset()
+	if err := s.waitForRoom(ctx); err != nil {
+		return err
+	}
+	first := cas.NewCID(cas.Codec(g.records[0].codec), g.records[0].hash)
+	s.tail.Lock()
+	defer s.tail.Unlock()
+	err := s.dropHeld(g)
+	if err == nil && len(g.records) > 0 {
+		err = s.write(g)
+	}
+	if err != nil {
+		return &cas.BlockError{Op: "put", CID: first, Where: s.files.path(s.tail.segment), Err: noSpace(err)}
+	}
+	return nil
+}
+
+// dropHeld removes from the group what another Put has stored meanwhile.
+func (s *Store) dropHeld(g *group) error {
+	keep := g.records[:0]
+	for i := range g.records {
+		r := &g.records[i]
+		at, held, epoch := s.table.find(&r.hash)
+		held = held && at != r.was
+		if !held && epoch != r.epoch {
+			var err error
+			if held, r.was, _, err = s.held(&r.hash); err != nil {
+				return err
+			}
+		}
+		if !held {
+			keep = append(keep, *r)
+		}
+	}
+	g.records = keep
+	return nil
+}
+
+// waitForRoom returns when the table has room for another group.
 func (s *Store) waitForRoom(ctx context.Context) error {
 	for {
 		if err := s.syncer.failed(); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
 			return err
 		}
 		retire, wait, room := s.table.full()
@@ -123,49 +185,86 @@ func (s *Store) waitForRoom(ctx context.Context) error {
 		select {
 		case <-room:
 		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
 }
 
-// write appends a record and enters it into the table; tail is locked. On error
-// nothing has changed, though there may be bytes after the end; the next record
-// overwrites them.
-//
-// Header and payload are two writes, unless the payload was compressed into the
-// same buffer: copying a payload costs more than a system call.
-func (s *Store) write(h *header, record, payload []byte, was index.Location) error {
+// tail is the end of the store; its mutex is held over the writing of a group and
+// nothing else.
+type tail struct {
+	sync.Mutex
+	file    vfs.File // nil before the first Put if no segment can be continued
+	segment uint32
+	seed    uint32
+	offset  int64
+	last    uint32 // highest number of a segment file that exists
+	budget  int64  // bytes that may be written before looking at the disk again
+}
+
+// write appends the records and enters them into the table; tail is locked. On
+// error nothing has changed, though there may be bytes after the end; the next
+// record overwrites them.
+func (s *Store) write(g *group) error {
 	t := &s.tail
 	if s.closed.Load() {
 		return ErrClosed
 	}
-	if err := s.checkSpace(h.size()); err != nil {
+	size := int64(0)
+	for i := range g.records {
+		size += g.records[i].size()
+	}
+	if err := s.checkSpace(size); err != nil {
 		return err
 	}
-	if t.file == nil || t.offset+h.size() > s.o.SegmentSize && t.offset > fileHeaderSize {
+	if t.file == nil || t.offset+size > s.o.SegmentSize && t.offset > fileHeaderSize {
 		if err := s.roll(); err != nil {
-			return noSpace(err)
+			return err
 		}
 	}
-	h.put(record, t.seed, t.offset)
-	if _, err := t.file.WriteAt(record, t.offset); err != nil {
-		return noSpace(err)
-	}
-	if len(payload) > 0 {
-		if _, err := t.file.WriteAt(payload, t.offset+headerSize); err != nil {
-			return noSpace(err)
+	offset := t.offset
+	for i := range g.records {
+		r := &g.records[i]
+		h := g.headers[i*headerSize:][:headerSize]
+		r.put(h, t.seed, offset)
+		g.pieces = append(g.pieces, h)
+		if len(r.payload) > 0 {
+			g.pieces = append(g.pieces, r.payload)
 		}
+		offset += r.size()
 	}
-	at := h.at(t.segment, t.offset)
-	t.offset += h.size()
-	t.budget -= h.size()
-	s.table.add(&h.hash, at, was, mark(t.segment, t.offset))
-	if was == (index.Location{}) {
-		s.stats.blocks.Add(1)
+	if err := s.writePieces(g.pieces); err != nil {
+		return err
 	}
-	s.stats.raw.Add(int64(at.Raw) - int64(was.Raw))
-	s.stats.stored.Add(int64(at.Stored) - int64(was.Stored))
+	s.table.add(g.records, t.segment, t.offset)
+	for i := range g.records {
+		r := &g.records[i]
+		if r.was == (index.Location{}) {
+			s.stats.blocks.Add(1)
+		}
+		s.stats.raw.Add(int64(r.raw) - int64(r.was.Raw))
+		s.stats.stored.Add(int64(r.stored) - int64(r.was.Stored))
+	}
+	t.offset = offset
+	t.budget -= size
 	return nil
+}
+
+// writePieces writes the pieces one after the other to the end of the segment: on
+// the operating system's own file system with one call, which is a quarter cheaper
+// than one call per piece or copying them together, on others one by one.
+func (s *Store) writePieces(pieces [][]byte) error {
+	at := s.tail.offset
+	fd := s.tail.file.Fd()
+	if s.o.FS.Unwrap() != nil || fd == vfs.InvalidFd {
+		for _, p := range pieces {
+			if _, err := s.tail.file.WriteAt(p, at); err != nil {
+				return err
+			}
+			at += int64(len(p))
+		}
+		return nil
+	}
+	return writeVector(fd, pieces, at)
 }
 
 // roll goes on in a new segment; tail is locked.

@@ -28,7 +28,7 @@ const (
 	compressS2   byte = 1
 )
 
-// table is the CRC32C polynomial, for which processors have an instruction.
+// crcTable is the CRC32C polynomial, for which processors have an instruction.
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
 // fileHeader is the header of a segment.
@@ -159,11 +159,15 @@ const (
 // pays says whether n bytes instead of raw are worth compression.
 func pays(n, raw int) bool { return n <= raw-raw/8 }
 
-// compress appends data compressed to b, which has the capacity for it; ok is
-// false if that does not pay.
-func compress(b, data []byte) (_ []byte, ok bool) {
+// packedSize is room for the compressed payloads of any group: they are shorter
+// than the blocks, but S2 wants more space than that to work in.
+const packedSize = groupBytes + groupBytes/4
+
+// compress returns data compressed, in the group's buffer, or nil if that does not
+// pay.
+func (g *group) compress(data []byte) []byte {
 	if len(data) < minCompressible {
-		return b, false
+		return nil
 	}
 	sample := data
 	if len(data) > 2*sampleSize {
@@ -171,12 +175,19 @@ func compress(b, data []byte) (_ []byte, ok bool) {
 		sample = data[len(data)/2:][:sampleSize]
 	}
 	if n := s2.EstimateBlockSize(sample); n < 0 || !pays(n, len(sample)) {
-		return b, false
+		return nil
 	}
-	n := len(b)
-	c := s2.Encode(b[n:cap(b)], data)
+	if g.packed == nil {
+		g.packed = make([]byte, 0, packedSize)
+	}
+	free := g.packed[len(g.packed):cap(g.packed)]
+	if s2.MaxEncodedLen(len(data)) > len(free) {
+		return nil
+	}
+	c := s2.Encode(free, data)
 	if !pays(len(c), len(data)) {
-		return b, false
+		return nil
 	}
-	return b[:n+len(c)], true
+	g.packed = g.packed[:len(g.packed)+len(c)]
+	return c
 }

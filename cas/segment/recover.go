@@ -62,18 +62,15 @@ type recovery struct {
 // recover brings the index up to date and finds where to go on.
 func (s *Store) recover(rebuild bool) error {
 	r := &recovery{s: s, entries: make(map[index.Hash]slot)}
-	if err := r.look(); err != nil {
-		return err
-	}
 	if sum := s.ix.Blocks(); rebuild || sum.Store != s.id {
-		if len(r.segments) > 0 {
-			s.o.Logger.Warn("index of blocks is rebuilt from the segments", "segments", len(r.segments))
-		}
 		if err := s.ix.ResetBlocks(s.id); err != nil {
 			return err
 		}
 	}
 	r.from = s.ix.Blocks().IndexedTo
+	if err := r.look(); err != nil {
+		return err
+	}
 	r.base = r.from
 	for _, g := range r.segments {
 		if g.ok {
@@ -93,14 +90,21 @@ func (s *Store) recover(rebuild bool) error {
 	return s.resume(r.segments, valid)
 }
 
-// look lists the segments and reads their headers, those only that matter.
+// look reads the headers of the segments that are not indexed as a whole.
 func (r *recovery) look() error {
 	s := r.s
 	numbers, err := listSegments(s.o.FS, s.o.Dir)
 	if err != nil {
 		return err
 	}
+	if n := len(numbers); n > 0 {
+		s.tail.last = numbers[n-1]
+	}
+	first, _ := position(r.from)
 	for _, n := range numbers {
+		if n < first {
+			continue
+		}
 		g := found{number: n}
 		f, err := s.o.FS.Open(s.files.path(n))
 		if err != nil {
@@ -127,10 +131,6 @@ func (r *recovery) look() error {
 func (r *recovery) scan(g *found) error {
 	s := r.s
 	start := int64(fileHeaderSize)
-	if mark(g.number, g.size) <= r.from {
-		g.good = g.size
-		return nil
-	}
 	if n, offset := position(r.from); n == g.number {
 		start = max(start, offset)
 	}
@@ -276,7 +276,6 @@ func (s *Store) resume(segments []found, valid uint64) error {
 		return nil
 	}
 	last := segments[len(segments)-1]
-	s.tail.last = last.number
 	if valid != mark(last.number, last.size) || !last.ok {
 		return nil
 	}

@@ -95,6 +95,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Random gives the identity of a new store; nil is crypto/rand.
 	Random io.Reader
+
+	tableBytes int64 // maxFreshBytes of the table, if not 0
 }
 
 // Stats counts what a store holds.
@@ -121,7 +123,8 @@ type Store struct {
 
 	validMark uint64
 
-	// retire is the goroutine that moves entries into the index.
+	// One goroutine moves entries from the table to the index.
+	entries []index.Entry // reused by it
 	wake    chan struct{}
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -165,7 +168,7 @@ func open(o Options, rebuild bool) (*Store, error) {
 	}
 	s := &Store{o: o, id: id, ix: o.Index, wake: make(chan struct{}, 1)}
 	s.files.init(o.FS, o.Dir)
-	s.table.init()
+	s.table.init(o.tableBytes)
 	if s.dir, err = o.FS.OpenDir(o.Dir); err != nil {
 		return nil, fmt.Errorf("open block store: %w", err)
 	}

@@ -171,7 +171,8 @@ func (s *Store) lastSegment() uint32 {
 
 // retire syncs what is in the table and moves it to the index.
 func (s *Store) retire(ctx context.Context) error {
-	entries, upTo := s.table.turn(nil)
+	entries, upTo := s.table.turn(s.entries[:0])
+	s.entries = entries
 	if err := s.syncer.syncTo(ctx, upTo, s.table.mark); err != nil {
 		return err
 	}

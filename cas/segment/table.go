@@ -12,8 +12,8 @@ import (
 //
 // Entries are added to one half. To retire them, the halves change roles, and when
 // the entries of the old half are in the index, it is emptied. Its size is
-// bounded: at maxFresh blocks or bytes the halves change, and if the other half
-// is still not empty then, Put waits.
+// bounded: at so many fresh blocks or bytes the halves change, and if the other
+// half is still not empty then, or at twice as many, Put waits.
 const (
 	maxFreshBlocks = 16 << 10
 	maxFreshBytes  = 64 << 20
@@ -32,6 +32,7 @@ type table struct {
 	fresh    map[index.Hash]slot
 	retiring map[index.Hash]slot
 	bytes    int64  // of the records in fresh
+	maxBytes int64  // of them
 	turned   uint64 // end when the halves changed roles
 	epoch    uint64 // how often a half has been emptied
 	room     chan struct{}
@@ -41,7 +42,10 @@ type table struct {
 	suspects map[index.Hash]index.Location
 }
 
-func (t *table) init() {
+func (t *table) init(maxBytes int64) {
+	if t.maxBytes = maxBytes; maxBytes == 0 {
+		t.maxBytes = maxFreshBytes
+	}
 	t.fresh = make(map[index.Hash]slot)
 	t.retiring = make(map[index.Hash]slot)
 	t.suspects = make(map[index.Hash]index.Location)
@@ -72,20 +76,24 @@ func (t *table) find(hash *index.Hash) (at index.Location, ok bool, epoch uint64
 	return in.at, ok, t.epoch
 }
 
-// add enters a block that ends at the given mark. was is the damaged location that
-// it replaces, if any.
-func (t *table) add(hash *index.Hash, at, was index.Location, end uint64) {
+// add enters records that were written one after the other from the given offset.
+func (t *table) add(records []record, segment uint32, offset int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if was != (index.Location{}) {
-		delete(t.suspects, *hash)
-		if in, ok := t.fresh[*hash]; ok {
-			was = in.was // the damaged one was not in the index yet
+	for i := range records {
+		r := &records[i]
+		was := r.was
+		if was != (index.Location{}) {
+			delete(t.suspects, r.hash)
+			if in, ok := t.fresh[r.hash]; ok {
+				was = in.was // the damaged one was not in the index yet
+			}
 		}
+		t.fresh[r.hash] = slot{at: r.at(segment, offset), was: was}
+		offset += r.size()
+		t.bytes += r.size()
 	}
-	t.fresh[*hash] = slot{at: at, was: was}
-	t.bytes += headerSize + int64(at.Stored)
-	t.end = end
+	t.end = mark(segment, offset)
 }
 
 // full says whether it is time to retire, and whether Put has to wait for that:
@@ -93,8 +101,9 @@ func (t *table) add(hash *index.Hash, at, was index.Location, end uint64) {
 func (t *table) full() (retire, wait bool, room <-chan struct{}) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	retire = len(t.fresh) >= maxFreshBlocks || t.bytes >= maxFreshBytes
-	return retire, retire && len(t.retiring) > 0, t.room
+	retire = len(t.fresh) >= maxFreshBlocks || t.bytes >= t.maxBytes
+	late := len(t.fresh) >= 2*maxFreshBlocks || t.bytes >= 2*t.maxBytes
+	return retire, late || retire && len(t.retiring) > 0, t.room
 }
 
 // turn changes the roles of the halves and appends what is to be retired to
