@@ -162,6 +162,32 @@ func TestReadersShareACacheFromManyGoroutines(t *testing.T) {
 	wg.Wait()
 }
 
+// stubborn returns blocks in memory of its own.
+type stubborn struct{ mem.Store }
+
+func (s *stubborn) Get(ctx context.Context, c cas.CID, _ []byte) (cas.Block, error) {
+	return s.Store.Get(ctx, c, nil)
+}
+
+func TestAStoreNeedNotUseTheBuffer(t *testing.T) {
+	r := newRand(t)
+	s := &stubborn{}
+	f := small(t)
+	b := content(r, 20_000)
+	root := write(t, s, f, b)
+	if !bytes.Equal(read(t, s, root), b) {
+		t.Error("it reads differently")
+	}
+	var out bytes.Buffer
+	if _, err := manifest.NewReader(s, root, manifest.ReaderOptions{}).WriteTo(ctx, &out); err != nil || !bytes.Equal(out.Bytes(), b) {
+		t.Errorf("WriteTo: %v, or wrong bytes", err)
+	}
+	b, edits := randomEdits(r, b)
+	if got, err := manifest.Rewrite(ctx, s, f, root, int64(len(b)), edits); err != nil || got != write(t, s, f, b) {
+		t.Errorf("Rewrite: %v, %v", got, err)
+	}
+}
+
 // gated lets Get through one by one, or ends it with its context.
 type gated struct {
 	mem.Store
@@ -371,34 +397,36 @@ func TestNodesThatLieAreFoundOut(t *testing.T) {
 	for range 70 {
 		chain = tampered(t, &s, []pbLink{{chain, "", 10}}, 10, 10)
 	}
+	const alone, together = true, false // whether it can be seen in the one block
 	for name, c := range map[string]struct {
 		cid  cas.CID
 		size int64
+		seen bool
 	}{
-		"raw root of another length":         {leaf.cid, 11},
-		"raw root that is shorter":           {leaf.cid, 9},
-		"root of another length":             {inner.cid, 11},
-		"filesize above the sum":             {tampered(t, &s, []pbLink{leaf}, 11, 10), 11},
-		"filesize below the sum":             {tampered(t, &s, []pbLink{leaf, leaf}, 10, 10, 10), 10},
-		"blocksize above a leaf":             {tampered(t, &s, []pbLink{leaf}, 11, 11), 11},
-		"blocksize below a leaf":             {tampered(t, &s, []pbLink{leaf}, 9, 9), 9},
-		"blocksizes that make up":            {tampered(t, &s, []pbLink{{leaf.cid, "", 9}, {leaf.cid, "", 11}}, 20, 9, 11), 20},
-		"blocksize of an empty leaf":         {tampered(t, &s, []pbLink{empty, leaf}, 20, 10, 10), 20},
-		"blocksize above a node":             {tampered(t, &s, []pbLink{inner}, 11, 11), 11},
-		"blocksize below a node":             {tampered(t, &s, []pbLink{inner}, 9, 9), 9},
-		"tsize above a leaf":                 {tampered(t, &s, []pbLink{{leaf.cid, "", 11}}, 10, 10), 10},
-		"fewer blocksizes":                   {tampered(t, &s, []pbLink{leaf, leaf}, 10, 10), 10},
-		"more blocksizes":                    {tampered(t, &s, []pbLink{leaf}, 20, 10, 10), 20},
-		"sizes that overflow":                {tampered(t, &s, []pbLink{inner, inner, inner}, 10, math.MaxInt64, math.MaxInt64, 12), 10},
-		"negative blocksize":                 {tampered(t, &s, []pbLink{inner, inner}, 10, 1<<64-10, 20), 10},
-		"leaf larger than a block":           {tampered(t, &s, []pbLink{{leaf.cid, "", 1 << 21}}, 1<<21, 1<<21), 1 << 21},
-		"a directory within":                 {tampered(t, &s, []pbLink{{dir.CID, "", 4}}, 10, 10), 10},
-		"more levels than any file has":      {chain, 10},
-		"dag-pb that is none":                {putBlock(t, &s, cas.DagPB, []byte("hello")), 5},
-		"dag-pb that is not UnixFS":          {putBlock(t, &s, cas.DagPB, encodePB(t, nil, []byte("hello"))), 5},
-		"dag-pb without data":                {putBlock(t, &s, cas.DagPB, nil), 5},
-		"UnixFS of unknown type":             {putBlock(t, &s, cas.DagPB, encodePB(t, nil, []byte{8, 9})), 5},
-		"UnixFS Metadata, which nobody uses": {putBlock(t, &s, cas.DagPB, encodePB(t, nil, []byte{8, 3})), 5},
+		"raw root of another length":         {leaf.cid, 11, together},
+		"raw root that is shorter":           {leaf.cid, 9, together},
+		"root of another length":             {inner.cid, 11, together},
+		"filesize above the sum":             {tampered(t, &s, []pbLink{leaf}, 11, 10), 10, alone},
+		"filesize below the sum":             {tampered(t, &s, []pbLink{leaf, leaf}, 10, 10, 10), 20, alone},
+		"blocksize above a leaf":             {tampered(t, &s, []pbLink{{leaf.cid, "", 11}}, 11, 11), 11, together},
+		"blocksize below a leaf":             {tampered(t, &s, []pbLink{{leaf.cid, "", 9}}, 9, 9), 9, together},
+		"blocksizes that make up":            {tampered(t, &s, []pbLink{{leaf.cid, "", 9}, {leaf.cid, "", 11}}, 20, 9, 11), 20, together},
+		"blocksize of an empty leaf":         {tampered(t, &s, []pbLink{{empty.cid, "", 10}, leaf}, 20, 10, 10), 20, together},
+		"blocksize above a node":             {tampered(t, &s, []pbLink{inner}, 11, 11), 11, together},
+		"blocksize below a node":             {tampered(t, &s, []pbLink{inner}, 9, 9), 9, together},
+		"tsize above a leaf":                 {tampered(t, &s, []pbLink{{leaf.cid, "", 11}}, 10, 10), 10, alone},
+		"fewer blocksizes":                   {tampered(t, &s, []pbLink{leaf, leaf}, 10, 10), 10, alone},
+		"more blocksizes":                    {tampered(t, &s, []pbLink{leaf}, 10, 10, 0), 10, alone},
+		"sizes that overflow":                {tampered(t, &s, []pbLink{inner, inner, inner}, 10, math.MaxInt64, math.MaxInt64, 12), 10, alone},
+		"negative blocksize":                 {tampered(t, &s, []pbLink{inner, inner}, 10, 1<<64-10, 20), 10, alone},
+		"leaf larger than a block":           {tampered(t, &s, []pbLink{{leaf.cid, "", 1 << 21}}, 1<<21, 1<<21), 1 << 21, alone},
+		"a directory within":                 {tampered(t, &s, []pbLink{{dir.CID, "", 4}}, 10, 10), 10, together},
+		"more levels than any file has":      {chain, 10, together},
+		"dag-pb that is none":                {putBlock(t, &s, cas.DagPB, []byte("hello")), 5, alone},
+		"dag-pb that is not UnixFS":          {putBlock(t, &s, cas.DagPB, encodePB(t, nil, []byte("hello"))), 5, alone},
+		"dag-pb without data":                {putBlock(t, &s, cas.DagPB, nil), 5, alone},
+		"UnixFS of unknown type":             {putBlock(t, &s, cas.DagPB, encodePB(t, nil, []byte{8, 9})), 5, alone},
+		"UnixFS Metadata, which nobody uses": {putBlock(t, &s, cas.DagPB, encodePB(t, nil, []byte{8, 3})), 5, alone},
 	} {
 		root := manifest.Root{CID: c.cid, Size: c.size}
 		rd := manifest.NewReader(&s, root, manifest.ReaderOptions{})
@@ -411,10 +439,16 @@ func TestNodesThatLieAreFoundOut(t *testing.T) {
 			_, readErr = rd.ReadAt(ctx, p[1:], 1)
 		}
 		_, streamErr := rd.WriteTo(ctx, io.Discard)
-		for what, err := range map[string]error{"ReadAt": readErr, "WriteTo": streamErr} {
+		errs := map[string]error{"ReadAt": readErr, "WriteTo": streamErr}
+		if c.seen {
+			_, errs["Stat"] = manifest.Stat(ctx, &s, c.cid)
+		}
+		for what, err := range errs {
 			var format *manifest.FormatError
 			if !errors.As(err, &format) || !errors.Is(err, cas.ErrCorrupt) || !format.CID.Defined() {
 				t.Errorf("%s: %s: error %v", name, what, err)
+			} else if c.seen && format.CID != c.cid {
+				t.Errorf("%s: %s: error names another block: %v", name, what, err)
 			}
 		}
 	}

@@ -230,7 +230,7 @@ func (w *Writer) takeBytes(ctx context.Context, c *cursor, from, to int64) (int6
 			if err := w.writeZeros(ctx, hole); err != nil {
 				return from, err
 			}
-			from, cuts = from+hole, nil
+			from += hole
 			if w.idle() {
 				return from, nil
 			}
