@@ -464,3 +464,41 @@ func TestKindsAreNotMistakenForEachOther(t *testing.T) {
 		t.Errorf("List of a missing block: %v", err)
 	}
 }
+
+func TestFollowingLinksFindsEveryBlock(t *testing.T) {
+	r := newRand(t)
+	var s mem.Store
+	var entries []manifest.Entry
+	for _, name := range names(r, 6000) {
+		e := entry(name)
+		putBlock(t, &s, cas.Raw, []byte(name))
+		entries = append(entries, e)
+	}
+	link, err := manifest.Symlink(ctx, &s, "a", manifest.Meta{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	link.Name = "link"
+	file := manifest.Entry{Name: "file", CID: write(t, &s, small(t), fixed(1, 50_000)).CID}
+	dir, err := manifest.Directory(ctx, &s, append(entries, link, file), manifest.Meta{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[cas.CID]bool{dir.CID: true}
+	for todo := []cas.CID{dir.CID}; len(todo) > 0; {
+		links, err := manifest.Links(ctx, &s, todo[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		todo = todo[1:]
+		for _, c := range links {
+			if !seen[c] {
+				seen[c] = true
+				todo = append(todo, c)
+			}
+		}
+	}
+	if len(seen) != s.Len() {
+		t.Errorf("%d blocks are found of %d", len(seen), s.Len())
+	}
+}

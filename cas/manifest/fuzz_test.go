@@ -36,6 +36,9 @@ func useAll(t *testing.T, s manifest.Store, c cas.CID) {
 	if !expected(err) {
 		t.Errorf("Stat: %v", err)
 	}
+	if _, err := manifest.Links(ctx, s, c); !expected(err) {
+		t.Errorf("Links: %v", err)
+	}
 	var names []string
 	err = manifest.List(ctx, s, c, func(e manifest.Entry) error {
 		names = append(names, e.Name)
