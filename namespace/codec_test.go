@@ -1,0 +1,204 @@
+package namespace
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"testing"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/namespace/namespacepb"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// everyOp has one op of each kind with every field set.
+func everyOp() []Op {
+	content := Content{Inline: []byte{0, 255}, Root: cas.Sum(cas.DagPB, nil), TreeSize: 1, Length: -2, Folded: 1<<64 - 1}
+	const name = "\xff\x00/"
+	return []Op{
+		&Create{Parent: 1, Name: name, Mode: 2, UID: 3, GID: 4, Rdev: 5, Target: name, Content: &content, Size: -6},
+		&Link{Ino: 1<<64 - 1, Parent: 2, Name: name},
+		&Unlink{Parent: 1, Name: name},
+		&Rmdir{Parent: 1, Name: name},
+		&Rename{Parent: 1, Name: name, NewParent: 2, NewName: name, NoReplace: true, Exchange: true},
+		&SetAttr{Ino: 1, Mask: 1<<32 - 1, Mode: 2, UID: 3, GID: 4, Atime: -5, Mtime: 6, KillPriv: true},
+		&Truncate{Ino: 1, Size: -1, KillPriv: true},
+		&SetContent{Ino: 1, Base: 2, Content: content, Size: -1, Mtime: -3, KillPriv: true},
+		&SetXattr{Ino: 1, Name: name, Value: []byte(name), Flag: 7},
+		&RemoveXattr{Ino: 1, Name: name},
+		&Reap{Ino: 1},
+		&Pin{CID: content.Root, Name: name},
+		&Unpin{CID: content.Root},
+		&Snapshot{Name: name},
+		&DropSnapshot{Name: name},
+		&TrimHistory{Index: 1, Time: -2},
+	}
+}
+
+func TestCommandsSurviveEncoding(t *testing.T) {
+	ops := everyOp()
+	if kinds := (&namespacepb.Op{}).ProtoReflect().Descriptor().Fields().Len(); kinds != len(ops) {
+		t.Fatalf("%d kinds of ops, tested %d", kinds, len(ops))
+	}
+	for _, op := range ops {
+		v := reflect.ValueOf(op).Elem()
+		for i := range v.NumField() {
+			if v.Field(i).IsZero() {
+				t.Errorf("%T.%s is not tested", op, v.Type().Field(i).Name)
+			}
+		}
+		ops = append(ops, reflect.New(v.Type()).Interface().(Op)) // all fields zero
+	}
+	for _, cmd := range []Command{{Time: -1, Ops: ops}, {Time: 1, Ops: []Op{}}} {
+		data, err := cmd.AppendBinary([]byte("kept"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Command
+		if err := got.UnmarshalBinary(data[4:]); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, cmd) {
+			t.Errorf("got  %+v\nwant %+v", got, cmd)
+		}
+	}
+	if _, err := (&Command{Ops: []Op{nil}}).AppendBinary(nil); !errors.Is(err, ErrInvalid) {
+		t.Errorf("command with no op: %v", err)
+	}
+}
+
+func TestUnknownFormatsAreRefused(t *testing.T) {
+	field := func(b []byte, number protowire.Number) []byte {
+		return protowire.AppendVarint(protowire.AppendTag(b, number, protowire.VarintType), 1)
+	}
+	op := func(p *namespacepb.Op) []byte {
+		b, err := proto.Marshal(&namespacepb.Command{Ops: []*namespacepb.Op{p}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append([]byte{formatVersion}, b...)
+	}
+	unknown := func(m proto.Message) { m.ProtoReflect().SetUnknown(field(nil, 99)) }
+	content := &namespacepb.Content{}
+	unknown(content)
+	link := &namespacepb.Link{}
+	unknown(link)
+	kind := &namespacepb.Op{Kind: &namespacepb.Op_Reap{Reap: &namespacepb.Reap{}}}
+	unknown(kind)
+	for name, c := range map[string]struct {
+		data []byte
+		want error
+	}{
+		"nothing":             {nil, ErrCorrupt},
+		"version":             {[]byte{formatVersion + 1}, ErrVersion},
+		"garbage":             {[]byte{formatVersion, 0xff}, ErrCorrupt},
+		"field of a command":  {field([]byte{formatVersion}, 99), ErrVersion},
+		"kind of op":          {op(&namespacepb.Op{}), ErrVersion},
+		"field beside an op":  {op(kind), ErrVersion},
+		"field of an op":      {op(&namespacepb.Op{Kind: &namespacepb.Op_Link{Link: link}}), ErrVersion},
+		"field of a content":  {op(&namespacepb.Op{Kind: &namespacepb.Op_SetContent{SetContent: &namespacepb.SetContent{Content: content}}}), ErrVersion},
+		"field of a content'": {op(&namespacepb.Op{Kind: &namespacepb.Op_Create{Create: &namespacepb.Create{Content: content}}}), ErrVersion},
+		"CID":                 {op(&namespacepb.Op{Kind: &namespacepb.Op_Unpin{Unpin: &namespacepb.Unpin{Cid: []byte{1}}}}), ErrCorrupt},
+	} {
+		if err := new(Command).UnmarshalBinary(c.data); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
+// FuzzCommand feeds arbitrary bytes: what does not decode is refused, what does
+// is encoded again as it was, applied, and leaves the namespace in order.
+func FuzzCommand(f *testing.F) {
+	for _, op := range everyOp() {
+		data, err := (&Command{Time: 5, Ops: []Op{op}}).AppendBinary(nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	sensible, err := (&Command{Time: 9e18, Ops: []Op{
+		&Create{Parent: 1, Name: "a", Mode: TypeDir | 0o2755},
+		&Create{Parent: 0, Name: "f", Mode: TypeRegular, Content: ptr(inline("x")), Size: 1},
+		&Rename{Parent: 1, Name: "d", NewParent: 2, NewName: "d"},
+		&Unlink{Parent: 1, Name: "f"}, &Reap{Ino: 3}, &TrimHistory{Index: 1 << 63, Time: 1 << 62},
+	}}).AppendBinary(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(sensible)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var cmd, again Command
+		if err := cmd.UnmarshalBinary(data); err != nil {
+			return
+		}
+		encoded, err := cmd.AppendBinary(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.UnmarshalBinary(encoded); err != nil || !reflect.DeepEqual(cmd, again) {
+			t.Fatalf("%+v became %+v, %v", cmd, again, err)
+		}
+		x := newFixture(t, Options{CacheInodes: 2, CacheDentries: 2, hashMask: 3})
+		x.dir(RootIno, "d")
+		x.file(RootIno, "f")
+		x.do(&SetXattr{Ino: 3, Name: "user.a"}, &Snapshot{Name: "s"}, &Pin{CID: tree(1).Root})
+		before := dump(t, x.db)
+		for i := range 2 {
+			x.index++
+			r, err := x.s.Apply(x.index, &cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Err != nil && i == 0 {
+				after := dump(t, x.db)
+				meta := string(tagKey(nil, tagMeta))
+				before[meta] = after[meta]
+				if d := diff(before, after); d != "" {
+					t.Fatalf("refused with %v, but: %s", r.Err, d)
+				}
+			}
+		}
+		if err := x.s.Check(context.Background(), func(p Problem) { t.Errorf("after %+v: %v", cmd, p) }); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzRecords feeds arbitrary bytes to the decoders of stored records.
+func FuzzRecords(f *testing.F) {
+	var e encoder
+	r := record{attrs: attrs{ino: 1, mode: TypeRegular, size: 3, contentLen: 3, mtimeAt: 4}, tail: tail{inline: []byte("abc")}}
+	f.Add(append([]byte(nil), e.encodeInode(&r)...))
+	f.Add(append([]byte(nil), e.encodeDentry(dentry{1, 2, 3})...))
+	f.Add(append([]byte(nil), e.encodeXattr([]byte("v"), 2)...))
+	f.Add(append([]byte(nil), e.encodeMeta(&meta{applied: 1, nextIno: 2})...))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if r, err := decodeInode(7, data); err == nil {
+			if again, err := decodeInode(7, e.encodeInode(&r)); err != nil || again.attrs != r.attrs || again.target != r.target {
+				t.Errorf("%+v became %+v, %v", r, again, err)
+			}
+		}
+		if d, err := decodeDentry(data); err == nil {
+			if again, err := decodeDentry(e.encodeDentry(d)); err != nil || again != d {
+				t.Errorf("%+v became %+v, %v", d, again, err)
+			}
+		}
+		if m, err := decodeMeta(data); err == nil {
+			if again, err := decodeMeta(e.encodeMeta(&m)); err != nil || again != m {
+				t.Errorf("%+v became %+v, %v", m, again, err)
+			}
+		}
+		if value, began, err := decodeXattr(data); err == nil {
+			if again, b, err := decodeXattr(e.encodeXattr(value, began)); err != nil || string(again) != string(value) || b != began {
+				t.Errorf("%q became %q, %v", value, again, err)
+			}
+		}
+		for _, split := range []func([]byte){
+			func(b []byte) { splitHistoryKey(b) }, func(b []byte) { splitNumberKey(b) }, func(b []byte) { splitKeptKey(b) },
+			func(b []byte) { splitDentryTail(b) }, func(b []byte) { splitXattrTail(b) }, func(b []byte) { decodeIndex(b) },
+		} {
+			split(data)
+		}
+	})
+}
