@@ -73,7 +73,7 @@ func (p *progress) add(n int64) { p.done.Add(n) }
 // clear takes the bar off the screen until it is drawn next, for a line of
 // output.
 func (p *progress) clear() {
-	if p.bar != nil && p.shown.Load() {
+	if p.bar != nil && p.shown.Swap(false) {
 		_ = p.bar.Clear()
 	}
 }

@@ -27,6 +27,7 @@ const maxIdle = 16
 type Client struct {
 	http   http.Client
 	format manifest.Format
+	gets   gets
 }
 
 // Dial connects to the process that has the store in the data directory dir
@@ -103,11 +104,16 @@ func unavailable(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// post sends data and reads the answer with read, which may be nil.
-func (c *Client) post(ctx context.Context, call string, data []byte, read func(io.Reader) error) error {
-	resp, err := c.do(ctx, http.MethodPost, call, int64(len(data)), func() io.ReadCloser {
+// send sends data and returns the answer, which the caller closes.
+func (c *Client) send(ctx context.Context, call string, data []byte) (*http.Response, error) {
+	return c.do(ctx, http.MethodPost, call, int64(len(data)), func() io.ReadCloser {
 		return io.NopCloser(bytes.NewReader(data))
 	})
+}
+
+// post sends data and reads the answer with read, which may be nil.
+func (c *Client) post(ctx context.Context, call string, data []byte, read func(io.Reader) error) error {
+	resp, err := c.send(ctx, call, data)
 	if err != nil {
 		return err
 	}
@@ -140,25 +146,6 @@ func (c *Client) getJSON(ctx context.Context, call string, v any) error {
 		return fmt.Errorf("%w: %v", ErrProtocol, err)
 	}
 	return nil
-}
-
-// Get asks the node for the block and verifies it again.
-func (c *Client) Get(ctx context.Context, cid cas.CID, buf []byte) (b cas.Block, err error) {
-	if err := ctx.Err(); err != nil {
-		return b, err
-	}
-	if !cid.Defined() { // there is no such CID to ask for
-		return b, &cas.BlockError{Op: "get", CID: cid, Err: cas.ErrNotFound}
-	}
-	err = c.post(ctx, "blocks/get", cid.Bytes(), func(r io.Reader) error {
-		tag, data, err := readEntry(r, buf)
-		if err != nil {
-			return unavailable(ctx, err)
-		}
-		b, err = entryBlock(cid, tag, data)
-		return err
-	})
-	return b, err
 }
 
 // Put sends the node the blocks that it does not have, up to 4 MiB at a time.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -419,6 +420,59 @@ func send(t *testing.T, dir, method, path, body string, chunked bool) (status in
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(data)
+}
+
+// TestGetsThatTravelTogetherFailAlone has Gets of every outcome under way at once,
+// some of them cancelled at a random moment.
+func TestGetsThatTravelTogetherFailAlone(t *testing.T) {
+	n := newFake(t)
+	c := dial(t, serve(t, n))
+	var blocks []cas.Block
+	for i := range uint64(50) {
+		blocks = append(blocks, castest.Block(t, i, 1+int(i)*1000))
+	}
+	if err := c.Put(t.Context(), blocks...); err != nil {
+		t.Fatal(err)
+	}
+	broken := blocks[7].CID()
+	n.get = func(c cas.CID) error {
+		if c == broken {
+			return &cas.BlockError{Op: "get", CID: c, Err: cas.ErrCorrupt}
+		}
+		return nil
+	}
+	absent := castest.Block(t, 1000, 10).CID()
+	seed := rand.Uint64()
+	t.Logf("seed %#x", seed)
+	var all sync.WaitGroup
+	for id := range uint64(40) {
+		r := rand.New(rand.NewPCG(seed, id))
+		all.Go(func() {
+			buf := make([]byte, cas.MaxBlockSize)
+			for range 50 {
+				ctx, cancel := context.WithCancel(t.Context())
+				want := blocks[r.IntN(len(blocks))].CID()
+				impatient := r.IntN(5) == 0
+				switch {
+				case impatient:
+					go cancel()
+				case r.IntN(5) == 0:
+					want = absent
+				}
+				b, err := c.Get(ctx, want, buf)
+				switch {
+				case impatient && errors.Is(err, context.Canceled):
+				case want == absent && errors.Is(err, cas.ErrNotFound):
+				case want == broken && errors.Is(err, cas.ErrCorrupt):
+				case err == nil && b.CID() == want && cas.Sum(cas.Raw, b.Data()) == want:
+				default:
+					t.Errorf("seed %#x: get %v: %v, %v", seed, want, b.CID(), err)
+				}
+				cancel()
+			}
+		})
+	}
+	all.Wait()
 }
 
 // TestCloseEndsWhatDoesNotEnd has a request under way that waits for ever.
