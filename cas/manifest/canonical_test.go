@@ -184,7 +184,7 @@ func TestRewriteGivesTheCanonicalRoot(t *testing.T) {
 // Random edits hardly ever fall on the edges of leaves and nodes; these do.
 func TestRewriteAtEveryOffsetGivesTheCanonicalRoot(t *testing.T) {
 	f := newFormat(t, 64, 256, 300, 2, 3, 4)
-	b := slices.Concat(fixed(3, 700), make([]byte, 700), fixed(4, 500))
+	b := slices.Concat(fixed(3, 500), make([]byte, 400), fixed(4, 300))
 	var s mem.Store
 	root := write(t, &s, f, b)
 	for at := 0; at <= len(b); at++ {

@@ -40,7 +40,7 @@ func (s shifted) ReadAt(p []byte, off int64) (int, error) { return s.r.ReadAt(p,
 func TestAnEditCostsTheLogarithmOfTheFile(t *testing.T) {
 	f := newFormat(t, 64, 256, 1024, 4, 16, 64)
 	var gets, puts [3]float64
-	for i, size := range []int{1 << 17, 1 << 20, 1 << 23} {
+	for i, size := range []int{1 << 16, 1 << 19, 1 << 22} {
 		s := &counter{}
 		root := write(t, s, f, fixed(byte(i), size))
 		gets[i], puts[i] = cost(t, s, f, root, 16)
