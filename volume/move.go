@@ -166,9 +166,7 @@ func (f *file) fold(ctx context.Context, size int64) (namespace.Content, error) 
 
 func (f *file) foldTree(ctx context.Context, size int64) (manifest.Root, error) {
 	if f.base.stream == nil && f.base.reader == nil {
-		if err := f.ensureStream(ctx); err != nil {
-			return manifest.Root{}, err
-		}
+		return f.build(ctx, size)
 	}
 	root := f.base.root
 	if s := f.base.stream; s != nil {
@@ -188,6 +186,46 @@ func (f *file) foldTree(ctx context.Context, size int64) (manifest.Root, error) 
 		return root, nil
 	}
 	return manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, root, size, edits)
+}
+
+// build makes the tree of a file that has none yet.
+func (f *file) build(ctx context.Context, size int64) (manifest.Root, error) {
+	w, ok := f.v.writers.Get().(*manifest.Writer)
+	if !ok {
+		w = manifest.NewWriter(f.v.o.Store, f.v.o.Format)
+	}
+	pos := int64(0)
+	gap := func(to int64) error {
+		if have := min(f.base.length, to); pos < have {
+			if err := w.Write(ctx, f.base.inline[pos:have]); err != nil {
+				return err
+			}
+			pos = have
+		}
+		return w.WriteZeros(ctx, to-pos)
+	}
+	for _, e := range f.frozen.all() {
+		if err := gap(e.off); err != nil {
+			return manifest.Root{}, err
+		}
+		p, err := f.v.bytesOf(e)
+		if err != nil {
+			return manifest.Root{}, err
+		}
+		if err := w.Write(ctx, p); err != nil {
+			return manifest.Root{}, err
+		}
+		pos = e.end()
+	}
+	if err := gap(size); err != nil {
+		return manifest.Root{}, err
+	}
+	root, err := w.Finish(ctx)
+	if err == nil {
+		w.Reset()
+		f.v.writers.Put(w)
+	}
+	return root, err
 }
 
 // edits describes what is frozen, and the zeros that hide the end of a tree of

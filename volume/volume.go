@@ -81,6 +81,7 @@ type Volume struct {
 
 	mem      atomic.Int64 // dirty bytes in memory
 	buffers  buffers
+	writers  sync.Pool    // of *manifest.Writer, for files that are written at once
 	trimming sync.RWMutex // held for reading while records are read
 
 	replayed map[namespace.Ino][]replayed // between Replay and Start
