@@ -155,7 +155,7 @@ func (f *adder) measure(ctx context.Context, paths []string) (total int64, err e
 func (f *adder) add(ctx context.Context, path string) (tree.Entry, error) {
 	o := tree.AddOptions{Recursive: f.recursive, Skip: f.isStore, Progress: f.progress.add}
 	if path == "-" {
-		return tree.AddStream(ctx, f.node, f.node.Format(), "-", f.app.In, o)
+		return tree.AddStream(ctx, f.node, f.node.Format(), "-", newInput(ctx, f.app.In), o)
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {

@@ -22,9 +22,8 @@ import (
 
 // Pauses while a mount ends.
 const (
-	unmountRetry = time.Second     // between attempts while it is in use
-	serverGrace  = 5 * time.Second // for commands under way
-	closeGrace   = 60 * time.Second
+	unmountRetry = time.Second      // between attempts while it is in use
+	serverGrace  = 5 * time.Second  // for commands under way
 	umountWait   = 30 * time.Second // of umount, for the process to end
 )
 
@@ -128,6 +127,8 @@ func (m *mounter) run(ctx context.Context) (err error) {
 // openOwn opens the store in this process. Another one that holds it for a short
 // command is waited for; the node of another mount is not.
 func (m *mounter) openOwn(ctx context.Context, o node.Options) (*node.Node, error) {
+	p := m.newProgress("opening the store", -1)
+	defer p.stop()
 	deadline := time.Now().Add(openTime)
 	for {
 		n, err := node.Open(ctx, o)

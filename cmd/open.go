@@ -25,6 +25,8 @@ func (a *app) open(ctx context.Context, create bool) (control.Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	p := a.newProgress("opening the store", -1)
+	defer p.stop()
 	deadline := time.Now().Add(openTime)
 	for {
 		n, err := node.Open(ctx, a.nodeOptions(dir, create))
@@ -40,7 +42,7 @@ func (a *app) open(ctx context.Context, create bool) (control.Node, error) {
 			return client, nil
 		}
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, ctx.Err()
 		}
 		if errors.Is(dialErr, control.ErrProtocol) {
 			return nil, fail("open store", dir, dialErr)

@@ -330,3 +330,36 @@ func TestHostileDirectoriesAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestAddWaitingForInputCanBeInterrupted(t *testing.T) {
+	base := t.TempDir()
+	dir := filepath.Join(base, "store")
+	c := exec.Command(cairn, "add", "-")
+	c.Env = append(os.Environ(), "CAIRN_DIR="+dir)
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m := &mounted{Cmd: c, exited: make(chan error, 1)}
+	go func() { m.exited <- c.Wait() }()
+	t.Cleanup(func() { _ = c.Process.Kill() })
+	// More than fits into the pipe: it has begun to read.
+	if _, err := in.Write(castest.Bytes(1, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	m.signal(t, syscall.SIGINT)
+	err = m.wait(t)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || errs.String() != "cairn: interrupted\n" {
+		t.Errorf("%v: %s", err, errs.String())
+	}
+	if out, errs, code := run(t, dir, "pin", "ls"); code != 0 || out != "" {
+		t.Errorf("pins afterwards: %s%s", out, errs)
+	}
+}

@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"cmp"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -26,22 +27,20 @@ type progress struct {
 	drawer sync.WaitGroup
 }
 
-// newProgress starts the clock. what names the operation; total is in bytes, 0
-// or less if it is not known.
+// newProgress starts the clock. what names the operation; total is in bytes, 0 if
+// it is not known, less than 0 if no bytes are counted.
 func (a *app) newProgress(what string, total int64) *progress {
 	p := &progress{stopc: make(chan struct{})}
 	if !isTerminal(a.Err) {
 		return p
 	}
-	if total <= 0 {
-		total = -1
-	}
-	p.bar = progressbar.NewOptions64(total,
+	known := total > 0
+	p.bar = progressbar.NewOptions64(cmp.Or(max(total, 0), -1),
 		progressbar.OptionSetWriter(a.Err),
 		progressbar.OptionSetDescription(what),
-		progressbar.OptionShowBytes(true),
+		progressbar.OptionShowBytes(total >= 0),
 		progressbar.OptionUseIECUnits(true),
-		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionSetPredictTime(known),
 		progressbar.OptionSetWidth(20),
 		progressbar.OptionSetSpinnerChangeInterval(0),
 	)

@@ -117,8 +117,8 @@ func (a *app) checkCmd() *cobra.Command {
 		GroupID: groupStore,
 		Short:   "Read everything the store holds and verify it",
 		Long: `Check reads every block and compares it with its hash, and sees that every file
-and pin has all its blocks. Damage is printed as "damaged CID REASON"; the exit
-code is then 4.`,
+and pin has all its blocks. Damage is printed as "damaged CID REASON", or "damaged
+namespace REASON" for that of names and attributes; the exit code is then 4.`,
 		Example: example("cairn check"),
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -128,22 +128,30 @@ code is then 4.`,
 }
 
 func (a *app) check(ctx context.Context, n control.Node) error {
+	p := a.newProgress("checking", -1)
+	defer p.stop()
 	damaged := 0
 	err := n.Check(ctx, func(cid cas.CID, err error) error {
 		damaged++
+		p.clear()
 		var block *cas.BlockError
 		if errors.As(err, &block) {
 			err = block.Err
 		}
-		_, err = fmt.Fprintln(a.Out, "damaged", cid, oneLine(err.Error()))
+		what := cid.String()
+		if !cid.Defined() {
+			what = "namespace"
+		}
+		_, err = fmt.Fprintln(a.Out, "damaged", what, oneLine(err.Error()))
 		return err
 	})
 	if err != nil {
 		return fail("check", "store", err)
 	}
 	if damaged > 0 {
-		return fail("check", fmt.Sprintf("%d blocks", damaged), errDamage)
+		return fail("check", fmt.Sprintf("%d findings", damaged), errDamage)
 	}
+	p.clear()
 	status, err := n.Status(ctx)
 	if err != nil {
 		return err

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"syscall"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/cairnfs/cairn/cas/segment"
 	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/index/stamp"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/namespace/solo"
 	"github.com/cairnfs/cairn/volume"
@@ -66,9 +69,6 @@ func (n *Node) openVolume(ctx context.Context) error {
 		}
 		return fmt.Errorf("%w: journal record %d is of an unknown kind %d", ErrDamaged, rec.Seq, rec.Kind)
 	})
-	if errors.Is(err, journal.ErrCorrupt) {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
 	if err != nil {
 		return err
 	}
@@ -99,13 +99,26 @@ func (n *Node) syncLogs() error {
 	return n.journal.Sync(context.Background())
 }
 
-// usage says how full the disk is, less the reserve.
+// The space that blocks leave free unless Options.Reserve says otherwise, as
+// package segment has it.
+const (
+	minReserve      = 1 << 30
+	reserveFraction = 50 // of the disk
+)
+
+// usage says how full the disk is. What blocks must leave free is not available.
 func (n *Node) usage() (volume.Usage, error) {
 	u, err := n.o.FS.GetDiskUsage(n.o.Dir)
 	if err != nil {
 		return volume.Usage{}, err
 	}
-	reserve := uint64(n.o.Reserve)
+	var reserve uint64
+	switch {
+	case n.o.Reserve > 0:
+		reserve = uint64(n.o.Reserve)
+	case n.o.Reserve == 0:
+		reserve = max(minReserve, u.TotalBytes/reserveFraction)
+	}
 	return volume.Usage{
 		Total: u.TotalBytes,
 		Free:  u.TotalBytes - min(u.TotalBytes, u.UsedBytes),
@@ -140,4 +153,25 @@ func (w *watchedLog) watch(ctx context.Context, err error) {
 	case w.failed <- err:
 	default:
 	}
+}
+
+// explain makes of an error of the layers below what Open says of it.
+func explain(err error) error {
+	var newer *stamp.VersionError
+	if errors.As(err, &newer) {
+		return fmt.Errorf("%w: %w", ErrNewerFormat, err)
+	}
+	var gap *solo.GapError
+	var undecoded *solo.DecodeError
+	damaged := errors.As(err, &gap) || errors.As(err, &undecoded)
+	for _, kind := range []error{
+		stamp.ErrForeign, stamp.ErrDamaged, pebble.ErrCorruption, journal.ErrCorrupt,
+		namespace.ErrCorrupt, solo.ErrDiverged, volume.ErrRecord,
+	} {
+		damaged = damaged || errors.Is(err, kind)
+	}
+	if damaged && !errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
 }

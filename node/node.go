@@ -50,7 +50,7 @@ type Options struct {
 	// use.
 	Command string
 	// Reserve is the disk space that blocks leave free, in bytes; 0 is the
-	// larger of 1 GiB and 2 % of the disk.
+	// larger of 1 GiB and 2 % of the disk, less than 0 is none.
 	Reserve int64
 	// CacheBytes is the memory for parts of the index that have been read; 0
 	// is the default of package index.
@@ -129,7 +129,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		if closeErr := n.release(); closeErr != nil {
 			o.Logger.Debug("closing after a failed open", "err", closeErr)
 		}
-		return nil, err
+		return nil, explain(err)
 	}
 	return n, nil
 }

@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/castest"
@@ -453,4 +456,51 @@ func FuzzConfig(f *testing.F) {
 			t.Fatal("accepted with a wrong sum")
 		}
 	})
+}
+
+// failingSync is a file system whose files cannot be synced while on is set.
+type failingSync struct {
+	vfs.FS
+	on *atomic.Bool
+}
+
+func (f failingSync) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	file, err := f.FS.OpenReadWrite(name, c, opts...)
+	return &failingFile{file, f.on}, err
+}
+
+type failingFile struct {
+	vfs.File
+	on *atomic.Bool
+}
+
+func (f *failingFile) SyncData() error {
+	if f.on.Load() {
+		return syscall.EIO
+	}
+	return f.File.SyncData()
+}
+
+func TestADiskThatRefusesToSyncEndsTheNode(t *testing.T) {
+	var on atomic.Bool
+	o := options("/store")
+	o.FS = failingSync{vfs.NewMem(), &on}
+	n := open(t, o)
+	fill(t, n)
+	on.Store(true)
+	if err := n.Pin(t.Context(), control.Pin{CID: cas.Sum(cas.Raw, nil)}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("pin: %v", err)
+	}
+	if err := <-n.Failed(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("failed with %v", err)
+	}
+	if err := n.Close(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("close: %v", err)
+	}
+	on.Store(false)
+	n = open(t, o)
+	defer closeNode(t, n)
+	if got := readFile(t, n, "small"); got != "little" {
+		t.Errorf("what was synced before: %q", got)
+	}
 }

@@ -99,7 +99,7 @@ func (c *Client) do(ctx context.Context, method, call string, size int64, body f
 // unless the caller has given up.
 func unavailable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

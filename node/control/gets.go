@@ -88,7 +88,7 @@ func (c *Client) getAll(calls []*getCall) {
 	for _, call := range calls[answered:] {
 		switch {
 		case call.ctx.Err() != nil:
-			call.err = context.Cause(call.ctx)
+			call.err = call.ctx.Err()
 		case ctx.Err() != nil && len(calls) > 1:
 			c.getAll([]*getCall{call})
 			continue

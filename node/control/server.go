@@ -37,6 +37,9 @@ type Server struct {
 	cancel  context.CancelFunc
 	putting chan []byte // free buffers of maxPut bytes, nil until first used
 	blocks  sync.Pool   // of *[]byte, cas.MaxBlockSize long
+
+	gate   sync.RWMutex // held for reading while the node is being called
+	closed bool
 }
 
 // NewServer returns a server for node, which it does not own. A nil logger is
@@ -73,14 +76,18 @@ func (s *Server) Serve(l net.Listener) error {
 }
 
 // Close stops accepting and lets requests under way finish until ctx ends; then
-// they are cut off. After Close the node is not called any more.
+// they are cancelled and cut off, which is an error. After Close the node is not
+// called any more.
 func (s *Server) Close(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	s.cancel()
 	if err != nil {
-		return errors.Join(err, s.http.Close())
+		err = errors.Join(err, s.http.Close())
 	}
-	return nil
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	s.closed = true
+	return err
 }
 
 // handler does one call. An error that it returns before it has written
@@ -110,6 +117,12 @@ func (s *Server) routes() http.Handler {
 }
 
 func (s *Server) call(h handler, w http.ResponseWriter, r *http.Request) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if s.closed {
+		sendError(w, ErrUnavailable)
+		return
+	}
 	if err := h(w, r); err != nil && r.Context().Err() == nil {
 		s.logger.Debug("control call failed", "call", r.URL.Path, "err", err)
 		sendError(w, err)
