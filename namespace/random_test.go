@@ -14,7 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-var stepsFlag = flag.Int("steps", 500, "commands of each run of the model test")
+var stepsFlag = flag.Int("steps", 300, "commands of each run of the model test")
 
 // generator makes commands that are mostly sensible, from few enough names that
 // they get into each other's way.
@@ -426,12 +426,16 @@ func TestStateCannotBeToldFromTheModel(t *testing.T) {
 			for range *stepsFlag {
 				x.step()
 				switch r.IntN(40) {
-				case 0, 1:
+				case 0:
 					x.compare()
-				case 2, 3:
+				case 1:
 					x.compareAsOf(r.Uint64N(x.m.applied + 1))
-				case 4:
+				case 2:
 					x.compareAsOf(x.m.applied - min(x.m.applied, r.Uint64N(60)))
+				case 3:
+					if all := slices.Sorted(maps.Values(x.m.snapshots)); len(all) > 0 {
+						x.compareAsOf(all[r.IntN(len(all))])
+					}
 				case 5:
 					x.open()
 				case 6:
@@ -448,7 +452,7 @@ func TestStateCannotBeToldFromTheModel(t *testing.T) {
 			}
 			x.compare()
 			for index := range x.m.applied {
-				if x.m.readable(index) && r.IntN(20) == 0 {
+				if x.m.readable(index) && r.IntN(60) == 0 {
 					x.compareAsOf(index)
 				}
 			}

@@ -81,6 +81,9 @@ func Open(state *namespace.State, j *journal.Journal, mark func() uint64) *Log {
 
 // Replay applies a record that the journal held when it was opened. Records of
 // other kinds, and commands that the namespace already contains, are passed over.
+// Applying may wait for a flush of the database and with it for a sync of the
+// journal, which is not possible before journal.Replay has returned: with a
+// barrier in place, collect the records first.
 //
 // Errors: *GapError, *DecodeError, ErrDiverged, and those of State.Apply. After
 // any of them the log must not be used.
