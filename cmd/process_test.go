@@ -363,3 +363,22 @@ func TestAddWaitingForInputCanBeInterrupted(t *testing.T) {
 		t.Errorf("pins afterwards: %s%s", out, errs)
 	}
 }
+
+func TestWithoutFUSEMountSaysSo(t *testing.T) {
+	needFUSE(t) // who may not mount cannot take the device away either
+	flags := "-m"
+	if os.Geteuid() != 0 {
+		flags = "-rm"
+	}
+	dir, mnt := paths(t)
+	c := exec.Command("unshare", flags, "sh", "-c", `mount -t tmpfs none /dev && exec "$0" mount "$1"`, cairn, mnt)
+	c.Env = append(os.Environ(), "CAIRN_DIR="+dir)
+	out, err := c.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 5 || !strings.HasPrefix(string(out), "cairn: mount on "+mnt+": ") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, errs, code := run(t, dir, "status"); code != 0 {
+		t.Errorf("the store afterwards: %s", errs)
+	}
+}

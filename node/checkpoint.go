@@ -57,12 +57,20 @@ func (n *Node) tend(ctx context.Context) {
 	}
 }
 
-// checkpoint writes the index and trims the journal.
+// checkpoint writes the index and trims the journal, if there is something to
+// trim.
 func (n *Node) checkpoint() error {
+	// In turn, or an older position could be written after a newer one, and
+	// records would be missed that are gone.
+	n.checkpointing.Lock()
+	defer n.checkpointing.Unlock()
 	keep := n.journal.Last() + 1
 	n.log.Applied() // waits until commands that are in the journal are in the index
 	if err := n.volume.TrimJournal(keep, func(k journal.Seq) error { keep = k; return nil }); err != nil {
 		return err
+	}
+	if keep <= n.kept {
+		return nil
 	}
 	if err := n.writeKept(keep); err != nil {
 		return err
@@ -70,6 +78,7 @@ func (n *Node) checkpoint() error {
 	if err := n.index.Flush(); err != nil {
 		return err
 	}
+	n.kept = keep
 	// What is needed by now is not older than what was needed before.
 	return n.volume.TrimJournal(keep, n.journal.Trim)
 }

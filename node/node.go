@@ -100,13 +100,15 @@ type Node struct {
 	index   *index.DB
 	blocks  *segment.Store
 	journal *journal.Journal
-	kept    journal.Seq // first record that was needed when the index was opened
 	state   *namespace.State
 	log     *watchedLog
 	volume  *volume.Volume
 	pinned  pinSizes
 
 	failed chan error
+
+	checkpointing sync.Mutex
+	kept          journal.Seq // first record that is needed, as of the last checkpoint
 
 	mu     sync.Mutex
 	mounts []string

@@ -155,7 +155,7 @@ func (g *getter) children(ctx context.Context, c cas.CID, dir string, depth int)
 	}
 	return manifest.List(ctx, g.store, c, func(e manifest.Entry) error {
 		if err := checkName(e.Name); err != nil {
-			return pathError(dir, err)
+			return pathError(path.Join(".", dir), err)
 		}
 		return g.entry(ctx, e.CID, path.Join(dir, e.Name), depth)
 	})
