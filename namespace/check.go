@@ -378,7 +378,11 @@ func (c *checker) checkSnapshots() error {
 	return err
 }
 
+// checkTimes also looks at the positions that only trimming uses.
 func (c *checker) checkTimes() error {
+	if c.meta.trimmed > c.meta.applied || c.meta.swept > c.meta.trimmed {
+		c.problem(0, "history trimmed to %d, swept to %d, applied %d", c.meta.trimmed, c.meta.swept, c.meta.applied)
+	}
 	last := uint64(0)
 	return c.each(tagTime, func(key, value []byte) {
 		index, err := decodeIndex(value)

@@ -3,6 +3,7 @@ package namespace
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -10,59 +11,77 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-func TestCheckFindsEveryKindOfDamage(t *testing.T) {
-	var enc encoder
-	inode := func(f *fixture, ino Ino, change func(*record)) ([]byte, []byte) {
-		r, _, err := loadInode(f.db, ino)
-		if err != nil {
-			t.Fatal(err)
-		}
-		change(&r)
-		return inodeKey(nil, ino), append([]byte(nil), enc.encodeInode(&r)...)
+// damage changes one key; a nil value deletes it.
+type damage struct {
+	do   func(f *fixture) (key, value []byte)
+	want string // part of what Check says
+}
+
+// The inodes of the namespace that is damaged, besides the root.
+const damagedDir, damagedSub, damagedFile, damagedLink, damagedOrphan = 2, 3, 4, 5, 6
+
+func (f *fixture) damageInode(ino Ino, change func(*record)) (key, value []byte) {
+	f.t.Helper()
+	r, _, err := loadInode(f.db, ino)
+	if err != nil {
+		f.t.Fatal(err)
 	}
-	entry := func(f *fixture, parent Ino, name string, d dentry) ([]byte, []byte) {
-		hash, _ := f.s.hashName(name)
-		return dentryKey(nil, parent, hash, name), append([]byte(nil), enc.encodeDentry(d)...)
-	}
-	const dir, sub, file, link, orphan = 2, 3, 4, 5, 6
-	for name, c := range map[string]struct {
-		damage func(f *fixture) (key, value []byte) // a nil value deletes
-		want   string
-	}{
-		"inode gone":       {func(*fixture) ([]byte, []byte) { return inodeKey(nil, file), nil }, "does not exist"},
-		"inode garbage":    {func(*fixture) ([]byte, []byte) { return inodeKey(nil, file), []byte{1, 255} }, "corrupt"},
-		"inode version":    {func(*fixture) ([]byte, []byte) { return inodeKey(nil, file), []byte{9} }, "version"},
-		"inode key":        {func(*fixture) ([]byte, []byte) { return tagKey(nil, tagInode), []byte{1} }, "inode key"},
-		"inode number":     {func(f *fixture) ([]byte, []byte) { k, v := inode(f, file, func(*record) {}); k[9] = 200; return k, v }, "not given out"},
+	change(&r)
+	return inodeKey(nil, ino), new(encoder).encodeInode(&r)
+}
+
+func (f *fixture) damageEntry(parent Ino, name string, d dentry) (key, value []byte) {
+	hash, _ := f.s.hashName(name)
+	return dentryKey(nil, parent, hash, name), new(encoder).encodeDentry(d)
+}
+
+func damageToInodes() map[string]damage {
+	const dir, sub, file, link = damagedDir, damagedSub, damagedFile, damagedLink
+	return map[string]damage{
+		"inode gone":    {func(*fixture) ([]byte, []byte) { return inodeKey(nil, file), nil }, "does not exist"},
+		"inode garbage": {func(*fixture) ([]byte, []byte) { return inodeKey(nil, file), []byte{1, 255} }, "corrupt"},
+		"inode version": {func(*fixture) ([]byte, []byte) { return inodeKey(nil, file), []byte{9} }, "version"},
+		"inode key":     {func(*fixture) ([]byte, []byte) { return tagKey(nil, tagInode), []byte{1} }, "inode key"},
+		"inode number": {func(f *fixture) ([]byte, []byte) {
+			k, v := f.damageInode(file, func(*record) {})
+			k[9] = 200
+			return k, v
+		}, "not given out"},
 		"root gone":        {func(*fixture) ([]byte, []byte) { return inodeKey(nil, RootIno), nil }, "no root"},
-		"links of a file":  {func(f *fixture) ([]byte, []byte) { return inode(f, file, func(r *record) { r.nlink++ }) }, "links"},
-		"links of a dir":   {func(f *fixture) ([]byte, []byte) { return inode(f, dir, func(r *record) { r.nlink++ }) }, "links"},
-		"entries of a dir": {func(f *fixture) ([]byte, []byte) { return inode(f, dir, func(r *record) { r.size++ }) }, "entries"},
-		"parent of a dir":  {func(f *fixture) ([]byte, []byte) { return inode(f, sub, func(r *record) { r.parent = RootIno }) }, "found in"},
-		"cycle":            {func(f *fixture) ([]byte, []byte) { return inode(f, dir, func(r *record) { r.parent = sub }) }, "below the root"},
+		"links of a file":  {func(f *fixture) ([]byte, []byte) { return f.damageInode(file, func(r *record) { r.nlink++ }) }, "links"},
+		"links of a dir":   {func(f *fixture) ([]byte, []byte) { return f.damageInode(dir, func(r *record) { r.nlink++ }) }, "links"},
+		"entries of a dir": {func(f *fixture) ([]byte, []byte) { return f.damageInode(dir, func(r *record) { r.size++ }) }, "entries"},
+		"parent of a dir":  {func(f *fixture) ([]byte, []byte) { return f.damageInode(sub, func(r *record) { r.parent = RootIno }) }, "found in"},
+		"cycle":            {func(f *fixture) ([]byte, []byte) { return f.damageInode(dir, func(r *record) { r.parent = sub }) }, "below the root"},
 		"content": {func(f *fixture) ([]byte, []byte) {
-			return inode(f, file, func(r *record) { r.inline, r.contentLen = []byte("x"), 1 })
+			return f.damageInode(file, func(r *record) { r.inline, r.contentLen = []byte("x"), 1 })
 		}, "content"},
 		"content of a dir": {func(f *fixture) ([]byte, []byte) {
-			return inode(f, dir, func(r *record) { r.inline, r.contentLen = []byte("x"), 1 })
+			return f.damageInode(dir, func(r *record) { r.inline, r.contentLen = []byte("x"), 1 })
 		}, "content in"},
-		"target":          {func(f *fixture) ([]byte, []byte) { return inode(f, link, func(r *record) { r.target = "" }) }, "symbolic link"},
-		"mode":            {func(f *fixture) ([]byte, []byte) { return inode(f, file, func(r *record) { r.mode = 0 }) }, "mode"},
-		"from the future": {func(f *fixture) ([]byte, []byte) { return inode(f, file, func(r *record) { r.began = 999 }) }, "after"},
-		"attribute sum":   {func(f *fixture) ([]byte, []byte) { return inode(f, file, func(r *record) { r.xattrValues++ }) }, "attributes"},
+		"target":          {func(f *fixture) ([]byte, []byte) { return f.damageInode(link, func(r *record) { r.target = "" }) }, "symbolic link"},
+		"mode":            {func(f *fixture) ([]byte, []byte) { return f.damageInode(file, func(r *record) { r.mode = 0 }) }, "mode"},
+		"from the future": {func(f *fixture) ([]byte, []byte) { return f.damageInode(file, func(r *record) { r.began = 999 }) }, "after"},
+		"attribute sum":   {func(f *fixture) ([]byte, []byte) { return f.damageInode(file, func(r *record) { r.xattrValues++ }) }, "attributes"},
 		"attribute lost":  {func(*fixture) ([]byte, []byte) { return xattrKey(nil, file, "user.a"), nil }, "attributes"},
 		"attribute bad":   {func(*fixture) ([]byte, []byte) { return xattrKey(nil, file, "user.a"), []byte{7} }, "version"},
 		"attribute of nobody": {func(*fixture) ([]byte, []byte) {
-			return xattrKey(nil, 99, "a"), append([]byte(nil), enc.encodeXattr(nil, 1)...)
+			return xattrKey(nil, 99, "a"), new(encoder).encodeXattr(nil, 1)
 		}, "does not exist"},
-		"entry gone":      {func(f *fixture) ([]byte, []byte) { k, _ := entry(f, dir, "file", dentry{}); return k, nil }, "links"},
-		"entry garbage":   {func(f *fixture) ([]byte, []byte) { k, _ := entry(f, dir, "file", dentry{}); return k, []byte{} }, "corrupt"},
-		"entry twice":     {func(f *fixture) ([]byte, []byte) { return entry(f, dir, "again", dentry{sub, 1, TypeDir}) }, "2 names"},
-		"entry in a file": {func(f *fixture) ([]byte, []byte) { return entry(f, file, "x", dentry{file, 1, TypeRegular}) }, "no directory"},
-		"entry type":      {func(f *fixture) ([]byte, []byte) { return entry(f, dir, "file", dentry{file, 1, TypeFIFO}) }, "type"},
-		"entry future":    {func(f *fixture) ([]byte, []byte) { return entry(f, dir, "file", dentry{file, 999, TypeRegular}) }, "after"},
+	}
+}
+
+func damageToTheRest() map[string]damage {
+	const dir, sub, file, orphan = damagedDir, damagedSub, damagedFile, damagedOrphan
+	return map[string]damage{
+		"entry gone":      {func(f *fixture) ([]byte, []byte) { k, _ := f.damageEntry(dir, "file", dentry{}); return k, nil }, "links"},
+		"entry garbage":   {func(f *fixture) ([]byte, []byte) { k, _ := f.damageEntry(dir, "file", dentry{}); return k, []byte{} }, "corrupt"},
+		"entry twice":     {func(f *fixture) ([]byte, []byte) { return f.damageEntry(dir, "again", dentry{sub, 1, TypeDir}) }, "2 names"},
+		"entry in a file": {func(f *fixture) ([]byte, []byte) { return f.damageEntry(file, "x", dentry{file, 1, TypeRegular}) }, "no directory"},
+		"entry type":      {func(f *fixture) ([]byte, []byte) { return f.damageEntry(dir, "file", dentry{file, 1, TypeFIFO}) }, "type"},
+		"entry future":    {func(f *fixture) ([]byte, []byte) { return f.damageEntry(dir, "file", dentry{file, 999, TypeRegular}) }, "after"},
 		"entry place": {func(f *fixture) ([]byte, []byte) {
-			_, v := entry(f, dir, "file", dentry{file, 1, TypeRegular})
+			_, v := f.damageEntry(dir, "file", dentry{file, 1, TypeRegular})
 			return dentryKey(nil, dir, 5, "file"), v
 		}, "instead of"},
 		"orphan forgotten": {func(*fixture) ([]byte, []byte) { return numberKey(nil, tagOrphan, orphan), nil }, "orphan"},
@@ -83,7 +102,14 @@ func TestCheckFindsEveryKindOfDamage(t *testing.T) {
 		"pin key":  {func(*fixture) ([]byte, []byte) { return tagKey(nil, tagPin), marshalRecord(&namespacepb.Pin{}) }, "pin"},
 		"snapshot": {func(*fixture) ([]byte, []byte) { return snapshotKey(nil, "s"), nil }, "snapshots"},
 		"time":     {func(*fixture) ([]byte, []byte) { return numberKey(nil, tagTime, 1), []byte{1} }, "time"},
-	} {
+	}
+}
+
+func TestCheckFindsEveryKindOfDamage(t *testing.T) {
+	const dir, file = damagedDir, damagedFile
+	all := damageToInodes()
+	maps.Copy(all, damageToTheRest())
+	for name, c := range all {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, Options{})
 			f.dir(RootIno, "dir")
@@ -94,7 +120,7 @@ func TestCheckFindsEveryKindOfDamage(t *testing.T) {
 			f.do(&SetXattr{Ino: file, Name: "user.a", Value: []byte("v")}, &Unlink{Parent: RootIno, Name: "orphan"})
 			f.do(&Snapshot{Name: "s"}, &Pin{CID: tree(1).Root})
 			f.check()
-			key, value := c.damage(f)
+			key, value := c.do(f)
 			var err error
 			if value == nil {
 				err = f.db.Delete(key, pebble.NoSync)

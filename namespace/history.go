@@ -114,14 +114,17 @@ func (t *txn) trimHistory(op *TrimHistory) error {
 	return nil
 }
 
-// trimEnded looks at the values that ended up to the limit.
+// trimEnded looks at the values that ended up to the limit. It begins where it
+// stopped the last time, or it would pass over ever more keys that it has
+// removed and that the database has not yet forgotten.
 func (t *txn) trimEnded() error {
-	lower, upper := numberKey(nil, tagEnded, 0), numberKey(nil, tagEnded, t.meta.trimmed+1)
+	lower, upper := numberKey(nil, tagEnded, t.meta.swept), numberKey(nil, tagEnded, t.meta.trimmed+1)
 	return t.look(lower, upper, func(key []byte) error {
 		ended, tail, ok := splitNumberKey(key)
 		if !ok {
 			return fmt.Errorf("%w: key %x", ErrCorrupt, key)
 		}
+		t.meta.swept = ended
 		return t.trimValue(tail, ended)
 	})
 }

@@ -360,59 +360,6 @@ func (x *run) compareDir(r reader, dir *modelInode, inode func(Ino) (Inode, bool
 	}
 }
 
-// checkCache compares all that the cache holds with the database.
-func checkCache(t testing.TB, s *State) {
-	t.Helper()
-	var enc encoder
-	tails := int64(0)
-	for ino := range s.cache.inodes.at {
-		e, tail, _ := s.cache.inode(ino)
-		r, ok, err := loadInode(s.db, ino)
-		if err != nil || !ok || string(enc.encodeInode(&record{e.attrs, tail})) != string(enc.encodeInode(&r)) {
-			t.Fatalf("cached inode %+v, stored %+v (%v)", *e, r, err)
-		}
-		if e.known == 0 {
-			continue
-		}
-		if err := s.ReadDir(ino, 0, func(d Dentry) bool {
-			k := nameKey{parent: ino}
-			k.hash, k.check = s.hashName(d.Name)
-			if s.cache.dentries.get(k) == nil && k.hash <= e.known {
-				t.Fatalf("directory %d is known up to %#x, but entry %+v is not cached", ino, e.known, d)
-			}
-			return true
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for ino, tail := range s.cache.tails {
-		if tails += tail.cost(); s.cache.inodes.get(ino) == nil {
-			t.Fatalf("tail of inode %d, which is not cached", ino)
-		}
-	}
-	if tails != s.cache.tailBytes {
-		t.Fatalf("%d bytes of tails, counted %d", tails, s.cache.tailBytes)
-	}
-	entries := make(map[nameKey]Ino)
-	if err := scan(s.db, tagKey(nil, tagDentry), func(key, value []byte) (bool, error) {
-		parent, hash, name, _ := splitDentryTail(key[1:])
-		d, err := decodeDentry(value)
-		_, check := s.hashName(string(name))
-		entries[nameKey{parent, hash, check}] = d.ino
-		return true, err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	for k := range s.cache.dentries.at {
-		if d := s.cache.dentries.get(k); entries[k] != d.ino {
-			t.Fatalf("cached entry %+v of %+v, stored %d", *d, k, entries[k])
-		}
-	}
-	if len(s.cache.inodes.at) > int(s.cache.inodes.limit) || len(s.cache.dentries.at) > int(s.cache.dentries.limit) {
-		t.Fatalf("%d inodes and %d entries cached", len(s.cache.inodes.at), len(s.cache.dentries.at))
-	}
-}
-
 func TestStateCannotBeToldFromTheModel(t *testing.T) {
 	for name, o := range map[string]Options{
 		"large caches": {},

@@ -99,6 +99,7 @@ type meta struct {
 	indexedTime int64
 	stats       Stats
 	trimmed     uint64
+	swept       uint64
 }
 
 // encoder turns records into bytes without allocating: it keeps one message of
@@ -155,7 +156,8 @@ func (e *encoder) encodeXattr(value []byte, began uint64) []byte {
 
 func (e *encoder) encodeMeta(m *meta) []byte {
 	p := &e.meta
-	p.Applied, p.NextIno, p.LogTime, p.IndexedTime, p.Trimmed = m.applied, uint64(m.nextIno), m.logTime, m.indexedTime, m.trimmed
+	p.Applied, p.NextIno, p.LogTime, p.IndexedTime = m.applied, uint64(m.nextIno), m.logTime, m.indexedTime
+	p.Trimmed, p.Swept = m.trimmed, m.swept
 	p.Files, p.Dirs, p.LogicalBytes = uint64(m.stats.Files), uint64(m.stats.Dirs), uint64(m.stats.LogicalBytes)
 	return e.marshal(p)
 }
@@ -225,7 +227,8 @@ func decodeMeta(b []byte) (meta, error) {
 		return meta{}, fmt.Errorf("counters: %w", err)
 	}
 	return meta{
-		applied: m.Applied, nextIno: Ino(m.NextIno), logTime: m.LogTime, indexedTime: m.IndexedTime, trimmed: m.Trimmed,
+		applied: m.Applied, nextIno: Ino(m.NextIno), logTime: m.LogTime, indexedTime: m.IndexedTime,
+		trimmed: m.Trimmed, swept: m.Swept,
 		stats: Stats{Files: int64(m.Files), Dirs: int64(m.Dirs), LogicalBytes: int64(m.LogicalBytes)},
 	}, nil
 }

@@ -22,7 +22,7 @@ type Options struct {
 	CacheInodes   int
 	CacheDentries int
 	CacheBytes    int64
-	// Logger is told of a failure that ends the State. Default: none.
+	// Logger is told of a failure that ends the State. Default: slog.Default().
 	Logger *slog.Logger
 
 	hashMask uint64 // makes names collide in tests
@@ -39,7 +39,7 @@ func (o *Options) setDefaults() {
 		o.CacheBytes = defaultCacheBytes
 	}
 	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
+		o.Logger = slog.Default()
 	}
 	if o.hashMask == 0 {
 		o.hashMask = 1<<63 - 1

@@ -222,11 +222,15 @@ func (t *txn) load(ino Ino, r *record) (bool, error) {
 }
 
 func loadInode(db pebble.Reader, ino Ino) (record, bool, error) {
-	value, ok, err := get(db, inodeKey(nil, ino))
-	if !ok || err != nil {
+	value, closer, err := db.Get(inodeKey(nil, ino))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return record{}, false, nil
+	}
+	if err != nil {
 		return record{}, false, err
 	}
 	r, err := decodeInode(ino, value)
+	err = errors.Join(err, closer.Close())
 	return r, err == nil, err
 }
 
@@ -291,8 +295,7 @@ func loadEntry(db pebble.Reader, key []byte) (dentry, error) {
 		return dentry{}, err
 	}
 	d, err := decodeDentry(value)
-	closer.Close()
-	return d, err
+	return d, errors.Join(err, closer.Close())
 }
 
 // value loads another record.

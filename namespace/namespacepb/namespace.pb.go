@@ -579,6 +579,7 @@ type Meta struct {
 	Dirs          uint64                 `protobuf:"varint,6,opt,name=dirs,proto3" json:"dirs,omitempty"`
 	LogicalBytes  uint64                 `protobuf:"fixed64,7,opt,name=logical_bytes,json=logicalBytes,proto3" json:"logical_bytes,omitempty"`
 	Trimmed       uint64                 `protobuf:"varint,8,opt,name=trimmed,proto3" json:"trimmed,omitempty"` // history that ended at or before this index may be gone
+	Swept         uint64                 `protobuf:"varint,9,opt,name=swept,proto3" json:"swept,omitempty"`     // history that ended before this index has been looked at
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -665,6 +666,13 @@ func (x *Meta) GetLogicalBytes() uint64 {
 func (x *Meta) GetTrimmed() uint64 {
 	if x != nil {
 		return x.Trimmed
+	}
+	return 0
+}
+
+func (x *Meta) GetSwept() uint64 {
+	if x != nil {
+		return x.Swept
 	}
 	return 0
 }
@@ -1982,7 +1990,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x10R\x04time\"#\n" +
 	"\x06Format\x12\x19\n" +
-	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\xe2\x01\n" +
+	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\xf8\x01\n" +
 	"\x04Meta\x12\x18\n" +
 	"\aapplied\x18\x01 \x01(\x06R\aapplied\x12\x19\n" +
 	"\bnext_ino\x18\x02 \x01(\x06R\anextIno\x12\x19\n" +
@@ -1991,7 +1999,8 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05files\x18\x05 \x01(\x04R\x05files\x12\x12\n" +
 	"\x04dirs\x18\x06 \x01(\x04R\x04dirs\x12#\n" +
 	"\rlogical_bytes\x18\a \x01(\x06R\flogicalBytes\x12\x18\n" +
-	"\atrimmed\x18\b \x01(\x04R\atrimmed\"G\n" +
+	"\atrimmed\x18\b \x01(\x04R\atrimmed\x12\x14\n" +
+	"\x05swept\x18\t \x01(\x04R\x05swept\"G\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x10R\x04time\x12(\n" +
 	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\"\xb0\a\n" +
