@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/cairnfs/cairn/cas"
@@ -13,6 +14,7 @@ import (
 // Limits of a Writer.
 const (
 	maxBatch    = 64       // blocks per Put
+	minShared   = 4        // chunks that two goroutines share
 	firstBuffer = 64 << 10 // of ReadFrom, grows to readChunks chunks
 	readChunks  = 4        // ReadFrom's buffer holds so many chunks of maximal length
 )
@@ -42,9 +44,12 @@ type Writer struct {
 	head, tail int
 	zeros      int64
 
-	batch []cas.Block // leaves not yet stored; they may refer to buf[:head]
-	size  int64
-	err   error
+	// Chunks that have been cut and are neither hashed nor in the tree yet;
+	// they may refer to buf[:head]. batch has room for their blocks.
+	chunks [][]byte
+	batch  []cas.Block
+	size   int64
+	err    error
 
 	holes      []link // of nothing but zeros: a full leaf, a node of those, a node of these, …
 	holeStored bool   // whether the leaf was put by this writer
@@ -71,10 +76,11 @@ func (w *Writer) Reset() {
 		levels[i] = group{links: levels[i].links[:0]}
 	}
 	*w = Writer{
-		store: w.store,
-		tree:  tree{shape: w.tree.shape, put: w.store, levels: levels[:0], buf: w.tree.buf},
-		buf:   w.buf,
-		batch: w.batch[:0],
+		store:  w.store,
+		tree:   tree{shape: w.tree.shape, put: w.store, levels: levels[:0], buf: w.tree.buf},
+		buf:    w.buf,
+		chunks: w.chunks[:0],
+		batch:  w.batch[:0],
 	}
 }
 
@@ -198,29 +204,55 @@ func (w *Writer) reserve(ctx context.Context, n, length int) error {
 
 // emit makes a leaf of data, which must not change before the next flush.
 func (w *Writer) emit(ctx context.Context, data []byte) error {
-	b, err := cas.NewBlock(cas.Raw, data)
-	if err != nil {
-		return err
-	}
-	if len(w.batch) == maxBatch {
+	if len(w.chunks) == maxBatch {
 		if err := w.flush(ctx); err != nil {
 			return err
 		}
 	}
-	w.batch = append(w.batch, b)
-	n := int64(len(data))
-	return w.tree.add(ctx, 0, link{b.CID(), n, n}, 1)
+	w.chunks = append(w.chunks, data)
+	return nil
 }
 
-// flush stores the leaves cut so far.
+// flush hashes the chunks cut so far, adds them to the tree and stores them.
 func (w *Writer) flush(ctx context.Context) error {
-	if len(w.batch) == 0 {
+	if len(w.chunks) == 0 {
 		return nil
 	}
-	err := w.store.Put(ctx, w.batch...)
-	clear(w.batch) // lets go of the caller's bytes
-	w.batch = w.batch[:0]
+	w.batch = slices.Grow(w.batch, len(w.chunks))[:len(w.chunks)]
+	err := hash(w.chunks, w.batch)
+	if err == nil {
+		err = w.store.Put(ctx, w.batch...)
+	}
+	for i := 0; i < len(w.batch) && err == nil; i++ {
+		n := int64(len(w.chunks[i]))
+		err = w.tree.add(ctx, 0, link{w.batch[i].CID(), n, n}, 1)
+	}
+	clear(w.chunks) // lets go of the caller's bytes
+	clear(w.batch)
+	w.chunks, w.batch = w.chunks[:0], w.batch[:0]
 	return err
+}
+
+// hash makes blocks of the chunks. Hashing is most of what writing a file costs,
+// so that of a large write is shared by two goroutines; more would not help, as
+// cutting and storing take as long as half of it.
+func hash(chunks [][]byte, blocks []cas.Block) error {
+	half := len(chunks) / 2
+	if len(chunks) < minShared {
+		half = len(chunks)
+	}
+	part := func(from, to int) (err error) {
+		for i := from; i < to && err == nil; i++ {
+			blocks[i], err = cas.NewBlock(cas.Raw, chunks[i])
+		}
+		return err
+	}
+	if half == len(chunks) {
+		return part(0, half)
+	}
+	other := make(chan error, 1)
+	go func() { other <- part(half, len(chunks)) }()
+	return errors.Join(part(0, half), <-other)
 }
 
 // ReadFrom appends all of r and returns how many bytes that were. An error of r
