@@ -88,7 +88,7 @@ func (p *promises) work(t *testing.T, n *Node, r *rand.Rand, id string, stop cha
 			}
 			p.keep(func() { p.pins[b.CID()] = name })
 		default:
-			data := castest.Bytes(r.Uint64(), 1+r.IntN(1<<(3+r.IntN(16))))
+			data := castest.Bytes(r.Uint64(), 1+r.IntN(1<<(3+r.IntN(14))))
 			writeFile(t, n, name, data)
 			p.keep(func() { p.files[name] = string(data) })
 		}
@@ -132,7 +132,7 @@ func TestPowerLossKeepsWhatWasAcknowledged(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	fs := vfs.NewCrashableMem()
 	p := newPromises()
-	for round := range 12 {
+	for round := range 7 {
 		o := options("/above/store")
 		o.FS = fs
 		o.journalFile = 64 << 10
