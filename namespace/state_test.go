@@ -189,7 +189,7 @@ func TestAFailingDiskEndsTheState(t *testing.T) {
 // A command is seen wholly or not at all, by reads of every kind and whatever is
 // cached.
 func TestReadersSeeWholeCommands(t *testing.T) {
-	for _, o := range []Options{{}, {CacheInodes: 2, CacheDentries: 2}} {
+	for _, o := range []Options{{}, {CacheInodes: 2, CacheDentries: 2}, {CacheDentries: 1}, {CacheDentries: 3}} {
 		f := newFixture(t, o)
 		a, b := f.dir(RootIno, "a"), f.dir(RootIno, "b")
 		ino := f.file(a, "file")
