@@ -54,6 +54,7 @@ func Main(args []string, std IO) int {
 	// process, so that the store is closed in order.
 	signal.Ignore(syscall.SIGPIPE)
 
+	std.Out = &output{std.Out}
 	a := &app{IO: std}
 	root := a.root()
 	root.SetArgs(args)

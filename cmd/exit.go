@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -45,6 +44,9 @@ func exitCodesTopic() *cobra.Command {
 
 var (
 	errInterrupted = errors.New("interrupted")
+	// errReaderGone says that nobody reads the output any more: whoever did has
+	// had enough of it.
+	errReaderGone = errors.New("output is not read any more")
 	// errDamage says that a check found damage, which it has reported.
 	errDamage = errors.New("store is damaged")
 )
@@ -104,7 +106,7 @@ func as[T error](err error) bool {
 // of several.
 func outcomes() []outcome {
 	return []outcome{
-		{is(syscall.EPIPE), codeDone, ""},
+		{is(errReaderGone), codeDone, ""},
 		{is(errInterrupted), codeFailed, ""},
 		{as[*usageError], codeUsage, ""},
 		{is(cas.ErrBadCID), codeUsage, "give a CIDv1 as `cairn add` prints it"},

@@ -73,5 +73,8 @@ func (a *app) with(ctx context.Context, create bool, do func(control.Node) error
 	if err != nil {
 		return err
 	}
-	return errors.Join(do(n), n.Close())
+	if err = do(n); errors.Is(err, errReaderGone) {
+		err = nil // but closing may still fail
+	}
+	return errors.Join(err, n.Close())
 }

@@ -382,3 +382,38 @@ func TestWithoutFUSEMountSaysSo(t *testing.T) {
 		t.Errorf("the store afterwards: %s", errs)
 	}
 }
+
+// TestANodeThatDiesIsNoReaderThatHasGone: both are broken pipes.
+func TestANodeThatDiesIsNoReaderThatHasGone(t *testing.T) {
+	needFUSE(t)
+	dir, mnt := paths(t)
+	serving := startMount(t, dir, mnt)
+	c := exec.Command(cairn, "add", "-")
+	c.Env = append(os.Environ(), "CAIRN_DIR="+dir)
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	adding := &mounted{Cmd: c, exited: make(chan error, 1)}
+	t.Cleanup(func() { _ = c.Process.Kill() })
+	if _, err := in.Write(castest.Bytes(1, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	serving.signal(t, syscall.SIGKILL)
+	if err := serving.wait(t); err == nil {
+		t.Error("a killed process ended well")
+	}
+	_, _ = in.Write(castest.Bytes(2, 8<<20)) // fails if add has ended by then
+	in.Close()
+	go func() { adding.exited <- c.Wait() }()
+	err = adding.wait(t)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 5 || !strings.Contains(errs.String(), "node does not answer") {
+		t.Errorf("%v: %s", err, errs.String())
+	}
+}

@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"cmp"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -87,7 +88,10 @@ func (p *progress) stop() {
 	p.clear()
 }
 
-func isTerminal(w any) bool {
+func isTerminal(w io.Writer) bool {
+	if out, ok := w.(*output); ok {
+		w = out.Writer
+	}
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -2,8 +2,22 @@ package cmd
 
 import (
 	"context"
+	"errors"
 	"io"
+	"syscall"
 )
+
+// output is standard output. It tells a reader that has gone from every other
+// broken pipe, such as that to a node.
+type output struct{ io.Writer }
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if errors.Is(err, syscall.EPIPE) {
+		err = errReaderGone
+	}
+	return n, err
+}
 
 // inputBuffer is the size of each of the two buffers of an input, in bytes.
 const inputBuffer = 256 << 10
