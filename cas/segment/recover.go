@@ -143,7 +143,7 @@ func (r *recovery) scan(g *found) error {
 		return err
 	}
 	g.good = -1
-	sc := newScanner(f, seedOf(s.id, g.number), start)
+	sc := newScanner(f, seedOf(s.id, g.number), start, g.size)
 	for err == nil {
 		var at span
 		var ok bool

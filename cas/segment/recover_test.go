@@ -69,7 +69,7 @@ func wantExactStats(t testing.TB, n *node) {
 }
 
 func TestAfterAPowerLossWhatWasSyncedIsThereAndTheRestIsRightOrAbsent(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(40 / effort) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 5))
 			fs := vfs.NewCrashableMem()
@@ -212,7 +212,7 @@ func sampleOffsets(t testing.TB, fs vfs.FS, every int) map[uint32][]int64 {
 			t.Fatal(err)
 		}
 		for offset := int64(0); offset < info.Size(); offset++ {
-			if i == len(numbers)/2 && offset < fileHeaderSize+headerSize || offset%int64(every) == int64(i) {
+			if i == len(numbers)/2 && offset < fileHeaderSize+headerSize && offset%effort == 0 || offset%int64(every) == int64(i) {
 				offsets[number] = append(offsets[number], offset)
 			}
 		}
@@ -235,7 +235,7 @@ func TestABitFlippedAnywhereIsNeverReturnedAndCostsOneBlockAtMost(t *testing.T) 
 	for _, b := range distinct {
 		blocks = append(blocks, b)
 	}
-	for number, offsets := range sampleOffsets(t, mem, 501) {
+	for number, offsets := range sampleOffsets(t, mem, 501*effort) {
 		for _, offset := range offsets {
 			for _, indexLost := range []bool{false, true} {
 				fs := copyOf(mem)
@@ -274,7 +274,7 @@ func TestASegmentCutShortLosesWhatWasCutOffAndIsNotAppendedTo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for size := 0; size < len(whole); size += 97 {
+	for size := 0; size < len(whole); size += 97 * effort {
 		for _, indexLost := range []bool{false, true} {
 			fs := copyOf(mem)
 			f, err := fs.Create("blocks/"+fileName(1), vfs.WriteCategoryUnspecified)

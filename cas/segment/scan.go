@@ -20,11 +20,13 @@ type scanner struct {
 	raw    []byte // reused to decompress
 }
 
-// scanBuffer is larger than any record, so that not every record costs a read.
+// scanBuffer is larger than any record, so that not every record costs a read. For
+// a segment that is shorter, its length will do.
 const scanBuffer = 2 * (headerSize + cas.MaxBlockSize)
 
-func newScanner(f vfs.File, seed uint32, offset int64) *scanner {
-	s := &scanner{file: f, seed: seed, r: bufio.NewReaderSize(nil, scanBuffer)}
+// newScanner begins at the given offset of a file of the given size.
+func newScanner(f vfs.File, seed uint32, offset, size int64) *scanner {
+	s := &scanner{file: f, seed: seed, r: bufio.NewReaderSize(nil, int(min(size, scanBuffer)))}
 	s.seek(offset)
 	return s
 }
@@ -102,9 +104,6 @@ func (s *scanner) search() error {
 		// be cut in two.
 		if skip = bytes.Index(b[1:], []byte(recordMagic)) + 1; skip == 0 {
 			skip = max(1, len(b)-headerSize+1)
-			if len(b) < scanBuffer {
-				skip = len(b)
-			}
 		}
 	}
 }
@@ -112,7 +111,7 @@ func (s *scanner) search() error {
 // peek returns the next n bytes, fewer at the end of the file.
 func (s *scanner) peek(n int) ([]byte, error) {
 	b, err := s.r.Peek(n)
-	if err == io.EOF {
+	if err == io.EOF || err == bufio.ErrBufferFull {
 		err = nil
 	}
 	return b, err

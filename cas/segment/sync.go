@@ -134,6 +134,13 @@ func (s *Store) Sync(ctx context.Context) error {
 	return s.syncer.syncTo(ctx, s.table.mark(), s.table.mark)
 }
 
+// SyncTo returns when everything before the mark is durable, at once if it is: what
+// must be durable before a journal record that carries the mark is. Sync serves
+// those who do not know which blocks matter.
+func (s *Store) SyncTo(ctx context.Context, mark uint64) error {
+	return s.syncer.syncTo(ctx, mark, s.table.mark)
+}
+
 // retireAll is the goroutine that moves entries from the table to the index
 // whenever it is woken.
 func (s *Store) retireAll(ctx context.Context) {

@@ -46,8 +46,8 @@ const (
 	// DefaultFlushAfter is how long records stay in memory at most.
 	DefaultFlushAfter = 100 * time.Millisecond
 
-	// bufferSize is how many bytes of records stay in memory at most.
-	bufferSize = 256 << 10
+	// DefaultBufferSize is how many bytes of records stay in memory at most.
+	DefaultBufferSize = 256 << 10
 	// maxUnsynced is how many full files may wait for a Sync; beyond that
 	// Append syncs them. It bounds what one Sync may have to write.
 	maxUnsynced = 1
@@ -107,6 +107,9 @@ type Options struct {
 	Dir string
 	// FileSize is what a file may grow to, in bytes; 0 means DefaultFileSize.
 	FileSize int64
+	// BufferSize is how many bytes of records stay in memory at most; 0 means
+	// DefaultBufferSize. Records that are larger pass the buffer by.
+	BufferSize int
 	// FlushAfter is when records leave the buffer without anyone asking; 0
 	// means DefaultFlushAfter, negative never. Durability does not depend on it.
 	FlushAfter time.Duration
@@ -169,6 +172,9 @@ func Open(o Options) (*Journal, error) {
 	if o.FileSize == 0 {
 		o.FileSize = DefaultFileSize
 	}
+	if o.BufferSize == 0 {
+		o.BufferSize = DefaultBufferSize
+	}
 	if o.FlushAfter == 0 {
 		o.FlushAfter = DefaultFlushAfter
 	}
@@ -182,7 +188,7 @@ func Open(o Options) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
-	j := &Journal{o: o, id: id, buf: make([]byte, 0, bufferSize)}
+	j := &Journal{o: o, id: id, buf: make([]byte, 0, max(o.BufferSize, headerSize))}
 	j.readers.init(o.FS, o.Dir)
 	if j.files, err = listFiles(o.FS, o.Dir); err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
@@ -246,7 +252,7 @@ func (j *Journal) add(h header, payload [][]byte) error {
 	}
 	h.payloadSum = sum
 	need := headerSize + int(h.length)
-	if len(j.buf)+need > bufferSize {
+	if len(j.buf)+need > cap(j.buf) {
 		if err := j.flush(); err != nil {
 			return err
 		}
@@ -254,7 +260,7 @@ func (j *Journal) add(h header, payload [][]byte) error {
 	offset := j.end()
 	n := len(j.buf)
 	j.buf = h.append(j.buf, j.seed, offset)
-	if need <= bufferSize {
+	if need <= cap(j.buf) {
 		for _, p := range payload {
 			j.buf = append(j.buf, p...)
 		}

@@ -172,7 +172,7 @@ func TestPayloadsAreReadBackFromBufferAndFile(t *testing.T) {
 		}
 	}
 	rng := rand.New(rand.NewPCG(1, 1))
-	for i, size := range []int{0, 1, 1000, bufferSize - headerSize, bufferSize - headerSize + 1, 10, MaxPayload, 300_000, 5, 100_000, 100_000, 100_000} {
+	for i, size := range []int{0, 1, 1000, DefaultBufferSize - headerSize, DefaultBufferSize - headerSize + 1, 10, MaxPayload, 300_000, 5, 100_000, 100_000, 100_000} {
 		data := make([]byte, size)
 		for k := range data {
 			data[k] = byte(rng.Uint32())
@@ -462,7 +462,7 @@ func TestAFullDiskIsReportedBeforeAnythingIsAcknowledgedAndMayPass(t *testing.T)
 	if err := j.Sync(context.Background()); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Sync = %v", err)
 	}
-	big := make([]byte, bufferSize)
+	big := make([]byte, DefaultBufferSize)
 	if _, _, err := j.Append(KindRange, 0, big); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Append = %v", err)
 	}

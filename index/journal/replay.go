@@ -251,9 +251,6 @@ func (r *replay) finish(start, i int, end int64, clean bool) error {
 			}
 			j.files = j.files[:n]
 		}
-		if err := j.dir.Sync(); err != nil {
-			return err
-		}
 		f, err := j.create(r.next)
 		if err != nil {
 			return err

@@ -290,6 +290,7 @@ func TestCrashes(t *testing.T) {
 			fs := vfs.NewCrashableMem()
 			o := options(fs)
 			o.FileSize = int64(200 + rng.IntN(5000))
+			o.BufferSize = 1 << rng.IntN(13)
 			j, _ := openFrom(t, o, 0, everything)
 			var model []string // payloads of all records
 			synced, trimmed := 0, 0
@@ -298,7 +299,7 @@ func TestCrashes(t *testing.T) {
 				case n < 70:
 					size := rng.IntN(300)
 					if rng.IntN(50) == 0 {
-						size = rng.IntN(bufferSize)
+						size = rng.IntN(20_000)
 					}
 					p := fmt.Sprintf("%d %d %x", len(model), rng.Uint64(), make([]byte, size))
 					if _, _, err := j.Append(KindCommand, uint64(len(model)+1), []byte(p)); err != nil {
