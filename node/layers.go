@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -88,7 +89,21 @@ func (n *Node) openVolume(ctx context.Context) error {
 	if err := n.volume.Start(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("start volume: %w", err)
 	}
+	if n.state.Applied() == 0 {
+		return n.ownRoot(ctx)
+	}
 	return nil
+}
+
+// ownRoot is the first command of a new store: the root directory belongs to
+// whoever made the store, as a directory that mkdir(1) makes.
+func (n *Node) ownRoot(ctx context.Context) error {
+	now := n.o.Now().UnixNano()
+	_, err := n.propose(ctx, &namespace.SetAttr{
+		Ino: namespace.RootIno, Mode: 0o755, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Atime: now, Mtime: now,
+		Mask: namespace.AttrMode | namespace.AttrUID | namespace.AttrGID | namespace.AttrAtime | namespace.AttrMtime,
+	})
+	return err
 }
 
 // syncLogs makes durable what the index may refer to: blocks, then commands.

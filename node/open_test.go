@@ -19,6 +19,7 @@ import (
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/castest"
 	"github.com/cairnfs/cairn/chunker"
+	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/node/control"
 	"github.com/cairnfs/cairn/volume"
 )
@@ -162,6 +163,24 @@ func TestWhatWasStoredIsThereAgain(t *testing.T) {
 	closeNode(t, n)
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("data directory: %v, %v, want mode 0700", info.Mode(), err)
+	}
+}
+
+func TestTheRootBelongsToWhoeverMadeTheStore(t *testing.T) {
+	o := options(filepath.Join(t.TempDir(), "store"))
+	made := time.Now()
+	o.Now = func() time.Time { return made }
+	n := open(t, o)
+	defer closeNode(t, n)
+	root, err := n.Volume().GetAttr(t.Context(), namespace.RootIno)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if root.UID != uint32(os.Geteuid()) || root.GID != uint32(os.Getegid()) || root.Mode&0o7777 != 0o755 {
+		t.Errorf("root belongs to %d:%d with mode %o", root.UID, root.GID, root.Mode)
+	}
+	if root.Mtime != made.UnixNano() || root.Atime != made.UnixNano() {
+		t.Errorf("root has times %d and %d, want %d", root.Atime, root.Mtime, made.UnixNano())
 	}
 }
 
