@@ -194,6 +194,7 @@ func TestReadersSeeWholeCommands(t *testing.T) {
 		a, b := f.dir(RootIno, "a"), f.dir(RootIno, "b")
 		ino := f.file(a, "file")
 		f.do(&SetXattr{Ino: ino, Name: "user.n", Value: []byte("0")})
+		f.file(RootIno, "other 0")
 		var stop atomic.Bool
 		var readers sync.WaitGroup
 		defer readers.Wait()
@@ -218,6 +219,8 @@ func TestReadersSeeWholeCommands(t *testing.T) {
 				&SetAttr{Ino: to, Mask: AttrUID, UID: 1},
 				&Create{Parent: from, Name: fmt.Sprint("x", i), Mode: TypeFIFO},
 				&Unlink{Parent: from, Name: fmt.Sprint("x", i)},
+				// and pushes the rest out of a small cache
+				&Rename{Parent: RootIno, Name: fmt.Sprint("other ", i), NewParent: RootIno, NewName: fmt.Sprint("other ", i+1)},
 			)
 		}
 		stop.Store(true)

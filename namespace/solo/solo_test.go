@@ -37,15 +37,21 @@ type node struct {
 
 var options = namespace.Options{HashKey: [16]byte{1, 2, 3}}
 
-// start opens everything as a node does and replays the journal.
+// start opens everything as a node does, but small, so that much is flushed, and
+// replays the journal.
 func start(t testing.TB, fs vfs.FS) *node {
+	t.Helper()
+	return startSized(t, fs, 64<<10, 16<<10)
+}
+
+func startSized(t testing.TB, fs vfs.FS, memTable uint64, journalFile int64) *node {
 	t.Helper()
 	n := &node{t: t, fs: fs}
 	var err error
-	if n.index, err = index.Open(index.Options{FS: fs, Dir: "index", MemTableBytes: 64 << 10}); err != nil {
+	if n.index, err = index.Open(index.Options{FS: fs, Dir: "index", MemTableBytes: memTable}); err != nil {
 		t.Fatal(err)
 	}
-	if n.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal", FileSize: 16 << 10, FlushAfter: -1}); err != nil {
+	if n.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal", FileSize: journalFile, FlushAfter: -1}); err != nil {
 		t.Fatal(err)
 	}
 	if n.state, err = namespace.Open(n.index.Pebble(), options); err != nil {
@@ -436,7 +442,7 @@ func TestReplayRefusesWhatDoesNotFit(t *testing.T) {
 }
 
 func BenchmarkProposeCreate(b *testing.B) {
-	n := start(b, vfs.NewMem())
+	n := startSized(b, vfs.NewMem(), 0, 0)
 	b.ReportAllocs()
 	ops := make([]namespace.Op, 1)
 	for i := 0; b.Loop(); i++ {
