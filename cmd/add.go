@@ -34,8 +34,8 @@ directory itself last. A PATH that is a symbolic link stands for what it points
 to. A named pipe, socket or device below a directory is an error, since leaving
 it out would make an incomplete copy.
 
-What was added is pinned, so that it stays until "cairn pin rm". When the line
-of a PATH itself is printed, all of it is on stable storage.`,
+What was added is pinned, so that it stays until "cairn pin rm". Whatever is
+printed is on stable storage.`,
 		Example: example(
 			"cairn add report.pdf",
 			"cairn add -r photos",
@@ -55,12 +55,18 @@ of a PATH itself is printed, all of it is on stable storage.`,
 	return c
 }
 
-// Results wait until they are durable. Making them so costs a few syncs of the
-// disk, so it is done for all results of a while together.
+// Results are printed when they are durable. Making them so costs a few syncs of
+// the disk, so it is done for all results of a while together.
 const (
-	maxPending  = 200
+	maxPending  = 1000
 	pendingTime = time.Second
 )
+
+// result is an entry that is stored, but not durable yet.
+type result struct {
+	tree.Entry
+	root bool // a PATH itself, to be pinned
+}
 
 // adder is one run of add.
 type adder struct {
@@ -72,8 +78,8 @@ type adder struct {
 	store    fs.FileInfo
 	skipped  atomic.Bool
 	progress *progress
-	pending  []tree.Entry // roots that are stored, but not durable yet
-	since    time.Time    // when the first of them was
+	pending  []result
+	since    time.Time // when the first of them was stored
 }
 
 func (f *adder) run(ctx context.Context, paths []string) error {
@@ -95,14 +101,8 @@ func (f *adder) run(ctx context.Context, paths []string) error {
 			// What was added before counts: say so before failing.
 			return errors.Join(f.commit(ctx), fail("add", path, err))
 		}
-		if len(f.pending) == 0 {
-			f.since = time.Now()
-		}
-		f.pending = append(f.pending, root)
-		if len(f.pending) >= maxPending || time.Since(f.since) > pendingTime {
-			if err := f.commit(ctx); err != nil {
-				return err
-			}
+		if err := f.stored(ctx, result{root, true}); err != nil {
+			return err
 		}
 	}
 	return f.commit(ctx)
@@ -151,7 +151,7 @@ func (f *adder) measure(ctx context.Context, paths []string) (total int64, err e
 	return total, nil
 }
 
-// add stores one path and prints what lies below it.
+// add stores one path and takes what lies below it as results.
 func (f *adder) add(ctx context.Context, path string) (tree.Entry, error) {
 	o := tree.AddOptions{Recursive: f.recursive, Skip: f.isStore, Progress: f.progress.add}
 	if path == "-" {
@@ -162,25 +162,43 @@ func (f *adder) add(ctx context.Context, path string) (tree.Entry, error) {
 		return tree.Entry{}, err
 	}
 	if !f.quiet {
-		o.Below = f.print
+		o.Below = func(e tree.Entry) error { return f.stored(ctx, result{e, false}) }
 	}
 	return tree.Add(ctx, f.node, f.node.Format(), abs, o)
 }
 
-// commit makes the pending roots durable and prints them.
-func (f *adder) commit(ctx context.Context) error {
+// stored takes a result, and now and then prints those taken so far.
+func (f *adder) stored(ctx context.Context, r result) error {
 	if len(f.pending) == 0 {
+		f.since = time.Now()
+	}
+	f.pending = append(f.pending, r)
+	if len(f.pending) < maxPending && time.Since(f.since) < pendingTime {
 		return nil
 	}
-	pins := make([]control.Pin, len(f.pending))
-	for i, e := range f.pending {
-		pins[i] = control.Pin{CID: e.CID, Name: e.Name}
+	return f.commit(ctx)
+}
+
+// commit makes the pending results durable and prints them.
+func (f *adder) commit(ctx context.Context) error {
+	var pins []control.Pin
+	for _, r := range f.pending {
+		if r.root {
+			pins = append(pins, control.Pin{CID: r.CID, Name: r.Name})
+		}
 	}
-	if err := f.node.Pin(ctx, pins...); err != nil {
-		return fail("pin", f.pending[0].Name, err)
+	var err error
+	switch {
+	case len(pins) > 0:
+		err = fail("pin", pins[0].Name, f.node.Pin(ctx, pins...))
+	case len(f.pending) > 0:
+		err = fail("sync", f.dir, f.node.Sync(ctx))
 	}
-	for _, e := range f.pending {
-		if err := f.print(e); err != nil {
+	if err != nil {
+		return err
+	}
+	for _, r := range f.pending {
+		if err := f.print(r.Entry); err != nil {
 			return err
 		}
 	}
