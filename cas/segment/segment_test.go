@@ -30,6 +30,9 @@ type node struct {
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
+// defaultReserve asks for the Reserve of zero Options; in tests, zero is none.
+const defaultReserve = 1<<63 - 1
+
 // start opens a store and its index, which lie in a file system under dir.
 func start(t testing.TB, fs vfs.FS, dir string, o Options) *node {
 	t.Helper()
@@ -41,9 +44,14 @@ func start(t testing.TB, fs vfs.FS, dir string, o Options) *node {
 }
 
 func tryStart(fs vfs.FS, dir string, o Options, open func(Options) (*Store, error)) (*node, error) {
+	return tryStartWith(fs, fs, dir, o, open)
+}
+
+// tryStartWith has the index in a file system of its own.
+func tryStartWith(fs, indexFS vfs.FS, dir string, o Options, open func(Options) (*Store, error)) (*node, error) {
 	random := rand.NewChaCha8([32]byte{1})
 	ix, err := index.Open(index.Options{
-		FS: fs, Dir: fs.PathJoin(dir, "index"), Logger: quiet(), Random: random,
+		FS: indexFS, Dir: fs.PathJoin(dir, "index"), Logger: quiet(), Random: random,
 		CacheBytes: 1 << 20, MemTableBytes: 1 << 20,
 	})
 	if err != nil {
@@ -53,8 +61,11 @@ func tryStart(fs vfs.FS, dir string, o Options, open func(Options) (*Store, erro
 	if o.Logger == nil {
 		o.Logger = quiet()
 	}
-	if o.Reserve == 0 {
+	switch o.Reserve {
+	case 0:
 		o.Reserve = -1
+	case defaultReserve:
+		o.Reserve = 0
 	}
 	s, err := open(o)
 	if err != nil {
