@@ -72,7 +72,9 @@ type State struct {
 
 // Open reads the namespace in db, or creates an empty one. Creating is not
 // durable before db is flushed; a namespace that was lost with its database is
-// created again, under the hash key given then. The db must outlive the State.
+// created again, under the hash key given then. Its root has mode 0755, belongs
+// to user 0 and dates from 1970; SetAttr makes it what it should be. The db must
+// outlive the State.
 //
 // Errors: ErrVersion, ErrCorrupt, or what db says.
 func Open(db *pebble.DB, o Options) (*State, error) {
@@ -219,6 +221,9 @@ func (p Prepared) Result() Result { return p.s.txn.result }
 func (p Prepared) Abort() { p.s.order.Unlock() }
 
 // Commit makes the command visible. Errors are those of Apply.
+//
+// Readers wait while it commits, so that they never see the database ahead of the
+// cache: some microseconds, unless the database itself makes writers wait.
 func (p Prepared) Commit() error {
 	s := p.s
 	defer s.order.Unlock()

@@ -206,7 +206,7 @@ func TestReadersSeeWholeCommands(t *testing.T) {
 				}
 			})
 		}
-		for i := range 400 {
+		for i := range 250 {
 			from, to := a, b
 			if i%2 == 1 {
 				from, to = b, a

@@ -203,8 +203,8 @@ func TestAfterACrashEverythingSyncedIsThere(t *testing.T) {
 	n := start(t, disk)
 	var done []*namespace.Command // by index - 1
 	synced := uint64(0)
-	for range 12 {
-		for range r.IntN(600) {
+	for range 8 {
+		for range r.IntN(500) {
 			cmd := &namespace.Command{Time: 1e18 + r.Int64N(1e12), Ops: []namespace.Op{randomOp(r)}}
 			res, err := n.log.Propose(context.Background(), cmd)
 			if err != nil {
