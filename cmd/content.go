@@ -19,7 +19,7 @@ import (
 
 // parallel is how many blocks of a file are fetched at the same time: enough to
 // keep two processes busy if the store is another's.
-const parallel = 16
+const parallel = 8
 
 // parseCIDs reads CIDs given as arguments.
 func parseCIDs(what string, args []string) ([]cas.CID, error) {

@@ -17,8 +17,8 @@ type ReaderOptions struct {
 	// Cache is shared with other Readers. If nil, the Reader has one of 4 MiB.
 	Cache *Cache
 	// Parallel is how many blocks WriteTo fetches at the same time, ahead of
-	// what it writes: at most four times as many are in memory. 0 means 2,
-	// which suits a local store; a remote one wants more.
+	// what it writes: at most four times as many MiB are in memory. 0 means
+	// 2, which suits a local store; a remote one wants more.
 	Parallel int
 }
 

@@ -272,19 +272,23 @@ func TestAReaderThatGivesUpDoesNotFailTheOthers(t *testing.T) {
 }
 
 // slow blocks in Write until it is told.
-type slow struct{ next chan error }
+type slow struct {
+	next    chan error
+	written int64
+}
 
 func (s *slow) Write(p []byte) (int, error) {
 	if err := <-s.next; err != nil {
 		return 0, err
 	}
+	s.written += int64(len(p))
 	return len(p), nil
 }
 
 func TestWriteToReadsAheadOnlySoFar(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &counter{}
-		root := write(t, s, small(t), fixed(1, 100_000))
+		root := write(t, s, manifest.Format{}, fixed(1, 40<<20))
 		for _, parallel := range []int{1, 2, 5} {
 			s.reset()
 			cache := manifest.NewCache(0)
@@ -293,16 +297,17 @@ func TestWriteToReadsAheadOnlySoFar(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.reset()
-			out := &slow{make(chan error)}
+			out := &slow{next: make(chan error)}
 			done := make(chan error)
 			go func() {
 				_, err := rd.WriteTo(t.Context(), out)
 				done <- err
 			}()
-			for written := range int64(10) {
+			for range 10 {
 				synctest.Wait()
-				if ahead := s.gets.Load() - written; ahead > int64(4*parallel) || ahead < int64(parallel) {
-					t.Errorf("%d in parallel: %d leaves are fetched ahead", parallel, ahead)
+				// What is fetched at a time is little less than 1 MiB.
+				if ahead := s.getBytes.Load() - out.written; ahead > int64(4*parallel)<<20 || ahead < int64(parallel)<<19 {
+					t.Errorf("%d in parallel: %d bytes are fetched ahead", parallel, ahead)
 				}
 				out.next <- nil
 			}
