@@ -27,7 +27,6 @@ const (
 	checkEvery   = time.Second
 	journalLimit = 64 << 20 // bytes that the journal may grow by between checkpoints
 	trimEvery    = time.Hour
-	trimRounds   = 100 // commands that trim history, at a time
 )
 
 // tend does what has to be done now and then, until ctx ends.
@@ -109,11 +108,10 @@ func (n *Node) readKept() (journal.Seq, error) {
 // trimHistory forgets what was overwritten longer ago than it must be readable.
 func (n *Node) trimHistory(ctx context.Context) error {
 	before := n.o.Now().Add(-n.o.History).UnixNano()
-	for range trimRounds {
+	for {
 		res, err := n.propose(ctx, &namespace.TrimHistory{Time: before})
 		if err != nil || !res.More {
 			return err
 		}
 	}
-	return nil
 }
