@@ -99,20 +99,25 @@ var blockKeys = sync.Pool{New: func() any { return new([1 + cas.HashSize]byte) }
 
 // Block returns where the block with the given hash lies; ok says whether it is
 // known.
+//
+// It is a seek instead of a Get because most blocks asked for by a writer are not
+// known, and Get does not use the bloom filters of the last level, where most of
+// the index is: it would read from the disk for every new block of a store whose
+// index exceeds the cache.
 func (db *DB) Block(hash *Hash) (at Location, ok bool, err error) {
+	it, err := db.pebble.NewIter(&pebble.IterOptions{UseL6Filters: true, KeyTypes: pebble.IterKeyTypePointsOnly})
+	if err != nil {
+		return Location{}, false, err
+	}
 	key := blockKeys.Get().(*[1 + cas.HashSize]byte)
 	defer blockKeys.Put(key)
 	key[0] = SpaceBlocks
 	copy(key[1:], hash[:])
-	v, closer, err := db.pebble.Get(key[:])
-	if errors.Is(err, pebble.ErrNotFound) {
-		return Location{}, false, nil
+	if ok = it.SeekPrefixGE(key[:]); ok {
+		at, err = ParseLocation(it.Value())
 	}
-	if err != nil {
-		return Location{}, false, err
-	}
-	at, err = ParseLocation(v)
-	return at, err == nil, errors.Join(err, closer.Close())
+	err = errors.Join(err, it.Close())
+	return at, ok && err == nil, err
 }
 
 // AddBlocks commits entries and the position indexedTo in one batch. Where an

@@ -248,6 +248,36 @@ func TestTheSameBlockFromManyPutsIsStoredOnce(t *testing.T) {
 	}
 }
 
+func TestOfTwoPutsOfABlockThatBothFoundItMissingOneStoresIt(t *testing.T) {
+	ctx := context.Background()
+	for _, indexed := range []bool{false, true} { // in between
+		n := start(t, vfs.NewMem(), "", Options{})
+		b := castest.Block(t, 1, 100)
+		var first, second group
+		for _, g := range []*group{&first, &second} {
+			g.headers = make([]byte, headerSize)
+			if err := n.prepare(g, &b); err != nil || len(g.records) != 1 {
+				t.Fatalf("prepare: %v, %d records", err, len(g.records))
+			}
+		}
+		if err := n.putGroup(ctx, &first); err != nil {
+			t.Fatal(err)
+		}
+		if indexed {
+			if err := n.retire(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := n.putGroup(ctx, &second); err != nil {
+			t.Fatal(err)
+		}
+		if _, end := position(n.Mark()); end != fileHeaderSize+headerSize+100 || n.Stats().Blocks != 1 {
+			t.Errorf("indexed %v: the segment ends at %d, stats %+v", indexed, end, n.Stats())
+		}
+		n.stop(t)
+	}
+}
+
 func TestWhatCompressesTakesLessSpaceAndWhatDoesNotTakesNoMore(t *testing.T) {
 	n := start(t, vfs.NewMem(), "", Options{})
 	defer n.stop(t)
@@ -345,13 +375,13 @@ func TestConcurrentSyncsShareOne(t *testing.T) {
 
 func TestABlockFoundDamagedIsStoredAgainByPut(t *testing.T) {
 	for _, indexed := range []bool{false, true} {
-		mem := vfs.NewMem()
+		mem := vfs.NewCrashableMem()
 		n := start(t, mem, "", Options{})
 		blocks := someBlocks(t, 1, 10)
 		put(t, n.Store, blocks...)
 		stats := n.Stats()
 		if indexed {
-			if err := n.retire(context.Background()); err != nil {
+			if err := errors.Join(n.retire(context.Background()), n.ix.Flush()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -365,6 +395,11 @@ func TestABlockFoundDamagedIsStoredAgainByPut(t *testing.T) {
 		}
 		put(t, n.Store, b)
 		put(t, n.Store, b)
+		syncS(t, n.Store)
+		after := start(t, crash(mem, 0, 1), "", Options{})
+		wantAll(t, after.Store, blocks)
+		wantExactStats(t, after)
+		after.stop(t)
 		for range 2 {
 			wantAll(t, n.Store, blocks)
 			if n.Stats() != stats {
