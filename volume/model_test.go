@@ -22,7 +22,7 @@ import (
 
 var (
 	seedFlag  = flag.Uint64("seed", 0, "replay this seed of the model test only")
-	seedsFlag = flag.Uint64("seeds", 10, "how many seeds the model test runs")
+	seedsFlag = flag.Uint64("seeds", 10/slowdown, "how many seeds the model test runs")
 	stepsFlag = flag.Int("steps", 400, "operations for each seed of the model test")
 )
 
