@@ -16,9 +16,10 @@ import (
 const checkBatch = 256 << 10
 
 // Check reads and verifies every block that the store held when it was called and
-// calls bad for each that cannot be read, with a *cas.BlockError; the codec of its
-// CID is that under which the block was first stored. Damaged blocks are stored
-// again by the next Put. The error is that of the context or the index.
+// calls bad for each that cannot be read, with a *cas.BlockError; twice, perhaps,
+// for one that was stored a moment before. The codec of its CID is that under which
+// the block was first stored. Damaged blocks are stored again by the next Put. The
+// error is that of the context or the index.
 func (s *Store) Check(ctx context.Context, bad func(cas.CID, error)) error {
 	buf := make([]byte, cas.MaxBlockSize)
 	batch := s.table.entries()

@@ -294,7 +294,7 @@ func (f *tornFile) WriteAt(p []byte, offset int64) (int, error) {
 }
 
 func TestARecordWrittenInPartIsNeverTakenForOne(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(20 / min(effort, 4)) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		mem := vfs.NewCrashableMem()
 		fs := &tornFS{FS: mem, rng: rng}

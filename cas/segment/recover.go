@@ -258,7 +258,7 @@ func (r *recovery) finish(valid uint64) error {
 	if valid == s.ix.Blocks().IndexedTo {
 		return nil
 	}
-	s.o.Logger.Info("segments were scanned", "from", r.from, "valid", valid,
+	s.o.Logger.Info("segments were scanned", "from", describe(r.from), "valid to", describe(valid),
 		"blocks", r.blocks, "damaged bytes", r.damaged)
 	if err := s.ix.AddBlocks(nil, valid); err != nil {
 		return err

@@ -82,7 +82,8 @@ type Options struct {
 	FS  vfs.FS
 	Dir string
 	// Index keeps the locations of blocks. Its block space belongs to the
-	// store, which is closed before the index is.
+	// store, which is closed before the index is. Open flushes it, so that a
+	// barrier which needs the store is set afterwards.
 	Index *index.DB
 	// SegmentSize is what a segment may grow to, in bytes, at most 1 GiB; 0
 	// means DefaultSegmentSize.
@@ -231,4 +232,10 @@ func mark(segment uint32, offset int64) uint64 { return uint64(segment)<<32 | ui
 // position is the inverse of mark.
 func position(mark uint64) (segment uint32, offset int64) {
 	return uint32(mark >> 32), int64(uint32(mark))
+}
+
+// describe writes a mark for people.
+func describe(mark uint64) string {
+	segment, offset := position(mark)
+	return fmt.Sprintf("segment %d, offset %d", segment, offset)
 }

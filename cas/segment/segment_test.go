@@ -129,37 +129,6 @@ func wantAll(t testing.TB, s *Store, blocks []cas.Block) {
 	}
 }
 
-// corruptible is a store whose blocks can be damaged on disk.
-type corruptible struct{ *node }
-
-func (n corruptible) Corrupt(t testing.TB, c cas.CID) {
-	t.Helper()
-	hash := c.Hash()
-	at, ok, _, err := n.locate(&hash)
-	if !ok || err != nil {
-		t.Fatalf("locate %v: %v, %v", c, ok, err)
-	}
-	flip(t, n.o.FS, n.files.path(at.Segment), int64(at.Offset)+headerSize+int64(at.Stored)/2)
-}
-
-// flip changes one bit of a file.
-func flip(t testing.TB, fs vfs.FS, path string, offset int64) {
-	t.Helper()
-	f, err := fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, offset); err != nil {
-		t.Fatal(err)
-	}
-	b[0] ^= 1 << (offset % 8)
-	if _, err := f.WriteAt(b, offset); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestStoreKeepsTheContract(t *testing.T) {
 	t.Run("on disk", func(t *testing.T) {
 		castest.Run(t, func(t testing.TB) cas.Store {
@@ -373,83 +342,29 @@ func TestConcurrentSyncsShareOne(t *testing.T) {
 	n.stop(t)
 }
 
-func TestABlockFoundDamagedIsStoredAgainByPut(t *testing.T) {
-	for _, indexed := range []bool{false, true} {
-		mem := vfs.NewCrashableMem()
-		n := start(t, mem, "", Options{})
-		blocks := someBlocks(t, 1, 10)
-		put(t, n.Store, blocks...)
-		stats := n.Stats()
-		if indexed {
-			if err := errors.Join(n.retire(context.Background()), n.ix.Flush()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		b := blocks[4]
-		corruptible{n}.Corrupt(t, b.CID())
-		if _, err := n.Get(context.Background(), b.CID(), nil); !errors.Is(err, cas.ErrCorrupt) {
-			t.Fatalf("Get = %v", err)
-		}
-		if has, err := n.Has(context.Background(), b.CID()); err != nil || has[0] {
-			t.Errorf("Has = %v, %v of a block known to be damaged", has, err)
-		}
-		put(t, n.Store, b)
-		put(t, n.Store, b)
-		syncS(t, n.Store)
-		after := start(t, crash(mem, 0, 1), "", Options{})
-		wantAll(t, after.Store, blocks)
-		wantExactStats(t, after)
-		after.stop(t)
-		for range 2 {
-			wantAll(t, n.Store, blocks)
-			if n.Stats() != stats {
-				t.Errorf("stats %+v, were %+v", n.Stats(), stats)
-			}
-			n.stop(t)
-			n = start(t, mem, "", Options{})
-		}
-		n.stop(t)
-		n, err := tryStart(mem, "", Options{}, Rebuild)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wantAll(t, n.Store, blocks)
-		if n.Stats() != stats {
-			t.Errorf("rebuilt: stats %+v, were %+v", n.Stats(), stats)
-		}
-		n.stop(t)
-	}
-}
-
-func TestCheckReportsEveryDamagedBlockAndNoOther(t *testing.T) {
-	n := start(t, vfs.NewMem(), "", small())
+func TestManySegmentsAreReadThroughFewOpenFiles(t *testing.T) {
+	n := start(t, vfs.NewMem(), "", Options{SegmentSize: 1, tableBytes: 64 << 10})
 	defer n.stop(t)
-	blocks := someBlocks(t, 1, 200)
-	put(t, n.Store, blocks...)
-	damaged := make(map[cas.CID]bool)
-	for i := 0; i < len(blocks); i += 7 {
-		if len(blocks[i].Data()) > 0 && !damaged[blocks[i].CID()] {
-			damaged[blocks[i].CID()] = true
-			corruptible{n}.Corrupt(t, blocks[i].CID())
-		}
+	blocks := make([]cas.Block, 2*maxOpenFiles)
+	for i := range blocks {
+		blocks[i] = castest.Block(t, uint64(i), 100)
+		put(t, n.Store, blocks[i])
 	}
-	for range 2 {
-		found := make(map[cas.CID]bool)
-		if err := n.Check(context.Background(), func(c cas.CID, err error) {
-			if !errors.Is(err, cas.ErrCorrupt) || !damaged[c] || found[c] {
-				t.Errorf("%v: %v", c, err)
+	var wg sync.WaitGroup
+	for w := range uint64(4) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(w, 0))
+			for range 1000 {
+				b := blocks[rng.IntN(len(blocks))]
+				if _, err := n.Get(context.Background(), b.CID(), nil); err != nil {
+					t.Error(err)
+				}
 			}
-			found[c] = true
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if len(found) != len(damaged) {
-			t.Errorf("%d of %d damaged blocks were found", len(found), len(damaged))
-		}
+		})
 	}
-	put(t, n.Store, blocks...)
-	if err := n.Check(context.Background(), func(c cas.CID, err error) { t.Errorf("after repair: %v", err) }); err != nil {
-		t.Fatal(err)
+	wg.Wait()
+	if open := len(n.files.open); n.tail.last != uint32(len(blocks)) || open > maxOpenFiles {
+		t.Errorf("%d of %d files are open", open, n.tail.last)
 	}
 }
 

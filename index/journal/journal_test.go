@@ -202,6 +202,39 @@ func TestPayloadsAreReadBackFromBufferAndFile(t *testing.T) {
 	}
 }
 
+func TestManyFilesAreReadThroughFewOpenOnes(t *testing.T) {
+	o := options(vfs.NewMem())
+	o.FileSize = 500
+	j, _ := openFrom(t, o, 0, everything)
+	var at []Location
+	for i := range 100 {
+		_, l, err := j.Append(KindRange, 0, []byte(payloadOf(Seq(i))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = append(at, l)
+	}
+	syncJ(t, j)
+	var wg sync.WaitGroup
+	for w := range uint64(4) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(w, 0))
+			for range 500 {
+				i := rng.IntN(len(at))
+				p := make([]byte, at[i].Len)
+				if err := j.ReadAt(p, at[i], 0); err != nil || string(p) != payloadOf(Seq(i)) {
+					t.Errorf("record %d: %v", i, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if files, open := len(j.files), len(j.readers.files); files <= maxReaders || open > maxReaders {
+		t.Errorf("%d of %d files are open", open, files)
+	}
+	closeJ(t, j)
+}
+
 func TestAppendRefusesWhatCannotBeARecord(t *testing.T) {
 	j, err := Open(options(vfs.NewMem()))
 	if err != nil {
@@ -259,6 +292,9 @@ func TestTrimDeletesWholeFilesBeforeTheRecordToKeep(t *testing.T) {
 	}
 	if err := j.ReadAt(p, at, 0); !errors.Is(err, ErrTrimmed) {
 		t.Errorf("reading a trimmed record: %v", err)
+	}
+	if first := j.First(); first <= 1 || first > 60 {
+		t.Errorf("First = %d", first)
 	}
 	closeJ(t, j)
 	j, records := openFrom(t, options(fs), 60, everything)
@@ -475,42 +511,4 @@ func TestAFullDiskIsReportedBeforeAnythingIsAcknowledgedAndMayPass(t *testing.T)
 	_, records := openFrom(t, options(mem.CrashClone(vfs.CrashCloneCfg{})), 1, everything)
 	want(t, records, 1, 10)
 	closeJ(t, j)
-}
-
-func BenchmarkAppend(b *testing.B) {
-	for _, size := range []int{200, 4 << 10, 128 << 10} {
-		b.Run(fmt.Sprint(size, " bytes"), func(b *testing.B) {
-			j, _ := openFrom(b, Options{Dir: b.TempDir() + "/journal"}, 0, everything)
-			p := make([]byte, size)
-			b.SetBytes(int64(size))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, _, err := j.Append(KindCommand, 0, p); err != nil {
-					b.Fatal(err)
-				}
-			}
-			closeJ(b, j)
-		})
-	}
-}
-
-func BenchmarkAppendAndSync(b *testing.B) {
-	for _, callers := range []int{1, 8} {
-		b.Run(fmt.Sprint(callers, " callers"), func(b *testing.B) {
-			j, _ := openFrom(b, Options{Dir: b.TempDir() + "/journal"}, 0, everything)
-			b.SetParallelism(callers)
-			b.RunParallel(func(pb *testing.PB) {
-				p := make([]byte, 4<<10)
-				for pb.Next() {
-					if _, _, err := j.Append(KindCommand, 0, p); err != nil {
-						b.Error(err)
-					}
-					if err := j.Sync(context.Background()); err != nil {
-						b.Error(err)
-					}
-				}
-			})
-			closeJ(b, j)
-		})
-	}
 }
