@@ -204,7 +204,7 @@ func (r *recovery) add(g *found, at *span) error {
 func (r *recovery) commit(end uint64) error {
 	if f := r.rewrite; f != nil {
 		r.rewrite = nil
-		if err := errors.Join(f.SyncData(), f.Close()); err != nil {
+		if err := errors.Join(f.SyncData(), f.Close(), r.s.dir.Sync()); err != nil {
 			return err
 		}
 	}

@@ -276,7 +276,7 @@ func (r *replay) rewrite(start, end int, last Seq) error {
 			return err
 		}
 	}
-	return nil
+	return r.j.dir.Sync()
 }
 
 func (r *replay) rewriteFile(i int, last Seq) error {
