@@ -61,9 +61,6 @@ func (w *Writer) settle(ctx context.Context) error {
 	if full == 0 {
 		return nil
 	}
-	if err := w.flush(ctx); err != nil { // what comes before, goes before
-		return err
-	}
 	w.zeros %= int64(w.tree.maxChunk)
 	if !w.holeStored {
 		b, err := cas.NewBlock(cas.Raw, make([]byte, w.tree.maxChunk))

@@ -157,9 +157,6 @@ func (w *Writer) takeOver(ctx context.Context, c *cursor, from, to int64, last b
 // long as they start at from and end at to or before. It returns how far it came.
 // w must be idle, and is after that.
 func (w *Writer) takeWhole(ctx context.Context, c *cursor, from, to int64, last bool) (int64, error) {
-	if err := w.flush(ctx); err != nil { // what comes before, goes before
-		return from, err
-	}
 	for from < to {
 		if err := c.seek(ctx, from); err != nil {
 			return from, err

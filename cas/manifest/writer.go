@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"math"
-	"slices"
 	"sync"
 
 	"github.com/cairnfs/cairn/cas"
@@ -13,10 +12,11 @@ import (
 
 // Limits of a Writer.
 const (
-	maxBatch    = 64       // blocks per Put
-	minShared   = 4        // chunks that two goroutines share
-	firstBuffer = 64 << 10 // of ReadFrom, grows to readChunks chunks
-	readChunks  = 4        // ReadFrom's buffer holds so many chunks of maximal length
+	maxBatch    = 64        // blocks per Put
+	batchBytes  = 1 << 20   // a Put is due as soon as it has so many bytes
+	minAside    = 512 << 10 // bytes that are worth a goroutine of their own
+	firstBuffer = 64 << 10  // of ReadFrom, grows to readChunks chunks
+	readChunks  = 4         // ReadFrom's buffer holds so many chunks of maximal length
 )
 
 // errFinished is what a Writer answers after Finish.
@@ -44,12 +44,17 @@ type Writer struct {
 	head, tail int
 	zeros      int64
 
-	// Chunks that have been cut and are neither hashed nor in the tree yet;
-	// they may refer to buf[:head]. batch has room for their blocks.
-	chunks [][]byte
-	batch  []cas.Block
-	size   int64
-	err    error
+	// batch are leaves not yet stored, batched is their size in bytes. They
+	// may refer to buf[:head] and to what the caller gave.
+	batch   []cas.Block
+	batched int
+	// putting answers when the Put under way has ended, nil if there is none.
+	// It may refer to spare: the other buffer, and the other batch.
+	putting    chan error
+	spare      []byte
+	spareBatch []cas.Block
+	size       int64
+	err        error
 
 	holes      []link // of nothing but zeros: a full leaf, a node of those, a node of these, …
 	holeStored bool   // whether the leaf was put by this writer
@@ -76,11 +81,11 @@ func (w *Writer) Reset() {
 		levels[i] = group{links: levels[i].links[:0]}
 	}
 	*w = Writer{
-		store:  w.store,
-		tree:   tree{shape: w.tree.shape, put: w.store, levels: levels[:0], buf: w.tree.buf},
-		buf:    w.buf,
-		chunks: w.chunks[:0],
-		batch:  w.batch[:0],
+		store: w.store,
+		tree:  tree{shape: w.tree.shape, put: w.store, levels: levels[:0], buf: w.tree.buf},
+		buf:   w.buf,
+		batch: w.batch[:0],
+		spare: w.spare, spareBatch: w.spareBatch,
 	}
 }
 
@@ -106,6 +111,7 @@ func (w *Writer) extend(n int64) error {
 func (w *Writer) fail(err error) error {
 	if err != nil && w.err == nil {
 		w.err = err
+		_ = w.await() // the caller's bytes are used no longer
 	}
 	return err
 }
@@ -191,10 +197,13 @@ func (w *Writer) reserve(ctx context.Context, n, length int) error {
 	if len(w.buf)-w.tail >= n {
 		return nil
 	}
-	if err := w.flush(ctx); err != nil {
+	if err := w.push(ctx); err != nil {
 		return err
 	}
 	to, have := w.buf, w.tail-w.head
+	if w.putting != nil {
+		to, w.spare = w.spare, w.buf
+	}
 	if len(to) < max(have+n, length) {
 		to = make([]byte, max(have+n, min(2*len(w.buf), 2*w.tree.maxChunk), length))
 	}
@@ -204,55 +213,60 @@ func (w *Writer) reserve(ctx context.Context, n, length int) error {
 
 // emit makes a leaf of data, which must not change before the next flush.
 func (w *Writer) emit(ctx context.Context, data []byte) error {
-	if len(w.chunks) == maxBatch {
-		if err := w.flush(ctx); err != nil {
+	if len(w.batch) == maxBatch || w.batched >= batchBytes {
+		if err := w.push(ctx); err != nil {
 			return err
 		}
 	}
-	w.chunks = append(w.chunks, data)
+	b, err := cas.NewBlock(cas.Raw, data)
+	if err != nil {
+		return err
+	}
+	w.batch, w.batched = append(w.batch, b), w.batched+len(data)
+	n := int64(len(data))
+	return w.tree.add(ctx, 0, link{b.CID(), n, n}, 1)
+}
+
+// push begins to store the leaves cut so far, when those before are stored. What
+// follows is cut and hashed meanwhile: storing takes half as long as that, so a
+// stream gains a third on two processors.
+func (w *Writer) push(ctx context.Context) error {
+	if err := w.await(); err != nil || len(w.batch) == 0 {
+		return err
+	}
+	batch := w.batch
+	if w.batched < minAside {
+		w.batch, w.batched = batch[:0], 0
+		defer clear(batch) // lets go of the caller's bytes
+		return w.store.Put(ctx, batch...)
+	}
+	w.batch, w.spareBatch, w.batched = w.spareBatch[:0], batch, 0
+	done := make(chan error, 1)
+	w.putting = done
+	go func() {
+		err := w.store.Put(ctx, batch...)
+		clear(batch)
+		done <- err
+	}()
 	return nil
 }
 
-// flush hashes the chunks cut so far, adds them to the tree and stores them.
-func (w *Writer) flush(ctx context.Context) error {
-	if len(w.chunks) == 0 {
+// await waits for the Put under way.
+func (w *Writer) await() error {
+	if w.putting == nil {
 		return nil
 	}
-	w.batch = slices.Grow(w.batch, len(w.chunks))[:len(w.chunks)]
-	err := hash(w.chunks, w.batch)
-	if err == nil {
-		err = w.store.Put(ctx, w.batch...)
-	}
-	for i := 0; i < len(w.batch) && err == nil; i++ {
-		n := int64(len(w.chunks[i]))
-		err = w.tree.add(ctx, 0, link{w.batch[i].CID(), n, n}, 1)
-	}
-	clear(w.chunks) // lets go of the caller's bytes
-	clear(w.batch)
-	w.chunks, w.batch = w.chunks[:0], w.batch[:0]
+	err := <-w.putting
+	w.putting = nil
 	return err
 }
 
-// hash makes blocks of the chunks. Hashing is most of what writing a file costs,
-// so that of a large write is shared by two goroutines; more would not help, as
-// cutting and storing take as long as half of it.
-func hash(chunks [][]byte, blocks []cas.Block) error {
-	half := len(chunks) / 2
-	if len(chunks) < minShared {
-		half = len(chunks)
-	}
-	part := func(from, to int) (err error) {
-		for i := from; i < to && err == nil; i++ {
-			blocks[i], err = cas.NewBlock(cas.Raw, chunks[i])
-		}
+// flush stores the leaves cut so far.
+func (w *Writer) flush(ctx context.Context) error {
+	if err := w.push(ctx); err != nil {
 		return err
 	}
-	if half == len(chunks) {
-		return part(0, half)
-	}
-	other := make(chan error, 1)
-	go func() { other <- part(half, len(chunks)) }()
-	return errors.Join(part(0, half), <-other)
+	return w.await()
 }
 
 // ReadFrom appends all of r and returns how many bytes that were. An error of r
