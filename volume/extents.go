@@ -12,9 +12,14 @@ import (
 // extents: non-overlapping, ordered by offset, each with its bytes in memory,
 // in a journal record, or both. This file is the map of them and holds no lock.
 
-// maxExtent bounds an extent that grows by appending, in bytes. It is also the
-// largest write that FUSE sends, so that a stream of those costs one buffer each.
-const maxExtent = 1 << 20
+// Sizes of extents, in bytes. One write of FUSE makes at most a smallExtent; what
+// follows it without a gap is appended up to a maxExtent. So a stream that is
+// stored as fast as it comes goes in small pieces, and one that comes faster in
+// larger ones, which are stored more efficiently.
+const (
+	smallExtent = 1 << 20
+	maxExtent   = 8 << 20
+)
 
 // extent is one written range. An extent with seq != 0 is never changed in
 // place: its bytes must stay those of the record.
@@ -44,7 +49,7 @@ type extents struct {
 	pool *buffers // may be nil
 
 	byEnd btree.Map[int64, extent] // keyed by end, so that a search finds what reaches past an offset
-	mem   int64                    // bytes in memory
+	mem   int64                    // bytes of memory taken
 	bytes int64                    // bytes in all
 	loose int64                    // bytes without a record
 }
@@ -64,7 +69,7 @@ func (m *extents) remove(e extent) {
 func (m *extents) count(e extent, sign int64) {
 	m.bytes += sign * e.n
 	if e.mem != nil {
-		m.mem += sign * e.n
+		m.mem += sign * int64(cap(e.mem))
 	}
 	if e.seq == 0 {
 		m.loose += sign * e.n
@@ -132,7 +137,9 @@ func (m *extents) extend(p []byte, off int64) bool {
 	}
 	m.remove(e)
 	if need := len(e.mem) + len(p); need > cap(e.mem) {
-		e.mem = append(m.pool.get(need), e.mem...)
+		small := e.mem
+		e.mem = append(m.pool.get(need), small...)
+		m.pool.put(small)
 	}
 	e.mem = append(e.mem, p...)
 	e.n = int64(len(e.mem))
@@ -199,20 +206,32 @@ func (m *extents) oldest() journal.Seq {
 	return low
 }
 
-// buffers hands out memory for extents. Those of maxExtent are used again: a
-// stream needs a thousand of them for each GiB, and clearing and mapping fresh
-// ones costs a tenth of the whole write.
-type buffers struct{ full sync.Pool } // of *[maxExtent]byte
+// buffers hands out memory for extents. That of streams is used again: clearing
+// and mapping fresh memory costs a tenth of the whole write. A nil *buffers works
+// as well.
+type buffers struct {
+	small sync.Pool // of *[smallExtent]byte
+	large sync.Pool // of *[maxExtent]byte
+}
 
 // get returns an empty slice with room for n bytes. Sizes are powers of two from
-// 4 KiB on, so that appending copies each byte at most about twice.
+// 4 KiB to smallExtent, then maxExtent, so that appending copies each byte about
+// twice at most.
 func (b *buffers) get(n int) []byte {
+	if n > smallExtent {
+		if b != nil {
+			if p, ok := b.large.Get().(*[maxExtent]byte); ok {
+				return p[:0]
+			}
+		}
+		return make([]byte, 0, maxExtent)
+	}
 	size := 4 << 10
 	for size < n {
 		size *= 2
 	}
-	if size == maxExtent && b != nil {
-		if p, ok := b.full.Get().(*[maxExtent]byte); ok {
+	if size == smallExtent && b != nil {
+		if p, ok := b.small.Get().(*[smallExtent]byte); ok {
 			return p[:0]
 		}
 	}
@@ -220,9 +239,16 @@ func (b *buffers) get(n int) []byte {
 }
 
 // put takes back the memory of an extent that nobody can read any more. What
-// was cut off a larger extent has a smaller capacity, so it is never taken.
+// was cut off a larger extent has the capacity of its length: it is passed over,
+// unless it has just the length of a small one.
 func (b *buffers) put(mem []byte) {
-	if cap(mem) == maxExtent {
-		b.full.Put((*[maxExtent]byte)(mem[:maxExtent]))
+	if b == nil {
+		return
+	}
+	switch cap(mem) {
+	case smallExtent:
+		b.small.Put((*[smallExtent]byte)(mem[:smallExtent]))
+	case maxExtent:
+		b.large.Put((*[maxExtent]byte)(mem[:maxExtent]))
 	}
 }

@@ -88,7 +88,7 @@ func check(t *testing.T, seed uint64, m *extents, want *model, records map[journ
 		for i := e.off; i < e.end(); i++ {
 			covered[i] = true
 		}
-		mem, all = mem+int64(len(e.mem)), all+e.n
+		mem, all = mem+int64(cap(e.mem)), all+e.n
 		if e.seq == 0 {
 			loose += e.n
 		}

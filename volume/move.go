@@ -98,10 +98,8 @@ func (f *file) ensureStream(ctx context.Context) error {
 // drop forgets e, whose bytes have moved down. Called with mu held.
 func (f *file) drop(m *extents, e extent) {
 	m.remove(e)
-	if e.mem != nil {
-		f.v.mem.Add(-e.n)
-		f.v.buffers.put(e.mem)
-	}
+	f.v.mem.Add(-int64(cap(e.mem)))
+	f.v.buffers.put(e.mem)
 }
 
 // thaw puts what is frozen back beneath what was written since, because moving
@@ -361,10 +359,18 @@ func (f *file) nameStream(ctx context.Context) error {
 func (f *file) record(spill bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	before := f.dirty.mem
+	defer func() { f.v.mem.Add(f.dirty.mem - before) }()
 	var loose []extent
 	for _, e := range f.dirty.all() {
-		if e.seq == 0 {
-			loose = append(loose, e)
+		if e.seq != 0 {
+			continue
+		}
+		f.dirty.remove(e)
+		for from := e.off; from < e.end(); from += recordMax {
+			part := e.slice(from, min(from+recordMax, e.end()))
+			f.dirty.add(part)
+			loose = append(loose, part)
 		}
 	}
 	for i, e := range loose {
@@ -384,7 +390,6 @@ func (f *file) record(spill bool) error {
 				f.dirty.remove(e)
 				e.mem = nil
 				f.dirty.add(e)
-				f.v.mem.Add(-e.n)
 			}
 		}
 	}

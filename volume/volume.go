@@ -30,6 +30,7 @@ const (
 	maxSize      = namespace.MaxFileSize
 	streamMin    = 1 << 20   // a stream takes this much at a time
 	journalMax   = 64 << 10  // fsync of a new file: up to this size by the journal, else as blocks
+	recordMax    = 1 << 20   // bytes of a record of the journal
 	memoryMax    = 48 << 20  // of dirty bytes in memory, over all files
 	foldMax      = 256 << 20 // of dirty bytes, in memory and journal, of one file
 	foldAfter    = 30 * time.Second
