@@ -17,6 +17,26 @@ type Command struct {
 	Ops  []Op // at most MaxOps
 }
 
+// RefersToBlocks reports whether blocks must be stored for the command to count:
+// those of the content it sets, or of what it pins.
+func (c *Command) RefersToBlocks() bool {
+	for _, op := range c.Ops {
+		switch op := op.(type) {
+		case *Create:
+			if op.Content != nil && op.Content.Root.Defined() {
+				return true
+			}
+		case *SetContent:
+			if op.Content.Root.Defined() {
+				return true
+			}
+		case *Pin:
+			return true
+		}
+	}
+	return false
+}
+
 // Op is one change: a pointer to one of the types below.
 type Op interface {
 	// encode makes p the message that stands for the op.

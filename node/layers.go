@@ -30,7 +30,7 @@ func (n *Node) openBlocks(context.Context) (err error) {
 func (n *Node) openJournal(context.Context) (err error) {
 	n.journal, err = journal.Open(journal.Options{
 		FS: n.o.FS, Dir: n.path(journalDir), FileSize: n.o.journalFile, Logger: n.o.Logger, Random: n.o.Random,
-		SyncBlocks: func(ctx context.Context, _ uint64) error { return n.blocks.Sync(ctx) },
+		SyncBlocks: func(ctx context.Context, mark uint64) error { return n.blocks.SyncTo(ctx, mark) },
 	})
 	return err
 }

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"sync"
 
 	"github.com/tidwall/btree"
@@ -20,6 +21,9 @@ const (
 	smallExtent = 1 << 20
 	maxExtent   = 8 << 20
 )
+
+// minBuffer is the least memory of an extent that has grown, in bytes.
+const minBuffer = 4 << 10
 
 // extent is one written range. An extent with seq != 0 is never changed in
 // place: its bytes must stay those of the record.
@@ -119,7 +123,13 @@ func (m *extents) write(p []byte, off int64) {
 		return
 	}
 	m.clear(off, off+int64(len(p)))
-	m.add(extent{off: off, n: int64(len(p)), mem: append(m.pool.get(len(p)), p...)})
+	e := extent{off: off, n: int64(len(p))}
+	if len(p) < minBuffer {
+		e.mem = bytes.Clone(p) // maybe one of many here and there: memory is counted by n
+	} else {
+		e.mem = append(m.pool.get(len(p)), p...)
+	}
+	m.add(e)
 }
 
 // extend appends p to the extent that ends at off, if there is one in memory
@@ -226,7 +236,7 @@ func (b *buffers) get(n int) []byte {
 		}
 		return make([]byte, 0, maxExtent)
 	}
-	size := 4 << 10
+	size := minBuffer
 	for size < n {
 		size *= 2
 	}

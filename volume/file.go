@@ -35,7 +35,7 @@ type file struct {
 	v   *Volume
 	ino namespace.Ino
 
-	opens int // handles, and operations under way; guarded by v.mu
+	opens int // handles, and operations under way or queued; guarded by v.mu
 
 	move sync.Mutex
 
@@ -44,7 +44,8 @@ type file struct {
 	frozen extents
 	base   base
 	size   int64
-	mtime  int64 // of the last write or utimens, nanoseconds
+	mtime  int64 // of the last write, truncate or utimens, nanoseconds
+	wrote  int64 // of the last write; 0: none yet
 	ctime  int64
 	// changed says that size, mtime or content differ from the namespace.
 	changed bool
@@ -53,7 +54,7 @@ type file struct {
 	last    journal.Seq // newest record of this file
 	first   journal.Seq // oldest record the file may need after a restart; 0: none
 	touched uint64      // counts writes
-	orphan  bool        // has no name any more
+	orphan  bool        // has no name any more; written under v.mu, too
 
 	committed namespace.Inode // as of the last command of ours; guarded by move
 	err       error           // why the last attempt to move bytes down failed; guarded by mu
@@ -101,7 +102,7 @@ func (s *stream) snapshot(ctx context.Context) (manifest.Root, error) {
 func (v *Volume) newFile(n namespace.Inode) *file {
 	return &file{
 		v: v, ino: n.Ino, dirty: v.noExtents(), frozen: v.noExtents(), base: v.baseOf(n.Content), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
-		folded: journal.Seq(n.Content.Folded), committed: n,
+		folded: journal.Seq(n.Content.Folded), orphan: n.Nlink == 0, committed: n,
 	}
 }
 
@@ -248,7 +249,7 @@ func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool) error
 
 // touch marks the content as changed at t.
 func (f *file) touch(t int64) {
-	f.mtime, f.ctime = t, t
+	f.mtime, f.ctime, f.wrote = t, t, t
 	f.touched++
 	if !f.changed {
 		f.changed, f.since = true, time.Unix(0, t)

@@ -55,7 +55,7 @@ func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
 	if err := h.f.secure(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
-	return h.f.v.syncLog(ctx)
+	return h.f.v.o.Log.Sync(ctx)
 }
 
 // Release ends the handle.

@@ -288,10 +288,10 @@ func (f *file) readFrozen(ctx context.Context, p []byte) error {
 // name tells the namespace of new content.
 func (f *file) name(ctx context.Context, c namespace.Content, size int64) error {
 	f.mu.Lock()
-	mtime := f.mtime
+	wrote := f.wrote // not a time that was set, which the namespace has
 	f.mu.Unlock()
 	res, err := f.v.propose(ctx, &namespace.SetContent{
-		Ino: f.ino, Base: f.committed.Version, Content: c, Size: size, Mtime: mtime,
+		Ino: f.ino, Base: f.committed.Version, Content: c, Size: size, Mtime: wrote,
 	})
 	if err != nil {
 		return fmt.Errorf("name the content of inode %d: %w", f.ino, err)
@@ -373,16 +373,19 @@ func (f *file) record(spill bool) error {
 			loose = append(loose, part)
 		}
 	}
-	for i, e := range loose {
-		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime, More: i+1 < len(loose)}
-		seq, at, err := f.v.appendRange(&rec, e.mem)
-		if err != nil {
+	for i := range loose {
+		e := &loose[i]
+		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime, First: i == 0, More: i+1 < len(loose)}
+		var err error
+		if e.seq, e.at, err = f.v.appendRange(&rec, e.mem); err != nil {
 			return fmt.Errorf("journal inode %d at %d: %w", f.ino, e.off, err)
 		}
-		f.dirty.remove(e)
-		e.seq, e.at, e.pos = seq, at, rangeHeaderSize
-		f.dirty.add(e)
-		f.recorded(seq)
+	}
+	// Only now: a restart takes nothing of a group that is not complete.
+	for _, e := range loose {
+		e.pos = rangeHeaderSize
+		f.dirty.put(e)
+		f.recorded(e.seq)
 	}
 	if spill {
 		for _, e := range f.dirty.all() {
@@ -425,7 +428,7 @@ func (f *file) setSize(ctx context.Context, size int64, killPriv bool) error {
 	if live {
 		// The record goes first: should the command be lost, a restart
 		// still cuts the extents, and what they cover of the base.
-		rec := rangeRecord{Ino: f.ino, Off: size, Mtime: now, Truncate: true}
+		rec := rangeRecord{Ino: f.ino, Off: size, Mtime: now, Truncate: true, First: true}
 		seq, _, err := f.v.appendRange(&rec, nil)
 		if err != nil {
 			f.mu.Unlock()
@@ -459,7 +462,8 @@ func (f *file) cut(size int64) {
 		f.base.inline = slices.Clip(f.base.inline[:f.base.length])
 	}
 	f.size = size
-	if f.dirty.empty() && f.base.stream == nil {
+	if f.dirty.empty() && f.base.stream == nil && f.first == 0 {
+		// With records a commit is needed to tell a restart to pass them over.
 		f.changed = false
 	}
 }
@@ -484,12 +488,11 @@ func (f *file) cid(ctx context.Context) (cas.CID, error) {
 	b, size := f.base, f.size
 	f.mu.Unlock()
 	if b.reader == nil {
-		p := make([]byte, size)
-		if err := b.readAt(ctx, p, 0); err != nil {
+		w := manifest.NewWriter(f.v.o.Store, f.v.o.Format)
+		if err := w.Write(ctx, b.inline); err != nil {
 			return cas.CID{}, err
 		}
-		w := manifest.NewWriter(f.v.o.Store, f.v.o.Format)
-		if err := w.Write(ctx, p); err != nil {
+		if err := w.WriteZeros(ctx, size-b.length); err != nil {
 			return cas.CID{}, err
 		}
 		root, err := w.Finish(ctx)

@@ -32,26 +32,29 @@ func (v *Volume) Lookup(ctx context.Context, parent namespace.Ino, name string) 
 	if err != nil {
 		return Attr{}, err
 	}
-	return v.overlay(&n), nil
+	if n.Mode&syscall.S_IFMT == syscall.S_IFREG {
+		return v.GetAttr(ctx, n.Ino)
+	}
+	return attrOf(&n), nil
 }
 
 // GetAttr returns the attributes of ino.
 func (v *Volume) GetAttr(_ context.Context, ino namespace.Ino) (Attr, error) {
+	// The file comes first. The other way round it could be committed and
+	// forgotten in between, and what was written to it would be in neither.
+	f := v.acquireIfPresent(ino)
+	if f != nil {
+		defer v.release(f)
+	}
 	n, err := v.o.State.Inode(ino)
 	if err != nil {
 		return Attr{}, err
 	}
-	return v.overlay(&n), nil
-}
-
-func (v *Volume) overlay(n *namespace.Inode) Attr {
-	a := attrOf(n)
-	if n.Mode&syscall.S_IFMT == syscall.S_IFREG {
-		if f := v.lookFile(n.Ino); f != nil {
-			f.attr(&a)
-		}
+	a := attrOf(&n)
+	if f != nil {
+		f.attr(&a)
 	}
-	return a
+	return a, nil
 }
 
 // SetAttr changes the attributes that s.Valid names and returns all.
@@ -59,6 +62,9 @@ func (v *Volume) SetAttr(ctx context.Context, ino namespace.Ino, s SetAttr) (Att
 	if s.Valid&SetSize != 0 {
 		if s.Size < 0 {
 			return Attr{}, namespace.ErrInvalid
+		}
+		if s.Size > maxSize {
+			return Attr{}, ErrTooBig
 		}
 		f, err := v.acquire(ino)
 		if err != nil {
@@ -95,11 +101,15 @@ func (v *Volume) setAttr(ctx context.Context, ino namespace.Ino, s SetAttr) erro
 	}
 	// A time that is set must not be overtaken by a commit that carries the
 	// time of an earlier write.
-	f := v.lookFile(ino)
-	if f == nil || s.Valid&SetMtime == 0 {
+	var f *file
+	if s.Valid&SetMtime != 0 {
+		f = v.acquireIfPresent(ino)
+	}
+	if f == nil {
 		_, err := v.propose(ctx, op)
 		return err
 	}
+	defer v.release(f)
 	f.move.Lock()
 	defer f.move.Unlock()
 	res, err := v.propose(ctx, op)
@@ -190,11 +200,10 @@ func (v *Volume) Open(ctx context.Context, ino namespace.Ino, flags uint32) (*Ha
 
 // Link gives ino another name.
 func (v *Volume) Link(ctx context.Context, ino, parent namespace.Ino, name string) (Attr, error) {
-	res, err := v.propose(ctx, &namespace.Link{Ino: ino, Parent: parent, Name: name})
-	if err != nil {
+	if _, err := v.propose(ctx, &namespace.Link{Ino: ino, Parent: parent, Name: name}); err != nil {
 		return Attr{}, err
 	}
-	return v.overlay(&res.Inodes[0]), nil
+	return v.GetAttr(ctx, ino)
 }
 
 // Unlink removes a name of anything but a directory. An inode without a name
@@ -277,7 +286,7 @@ func (v *Volume) ReadDir(_ context.Context, ino namespace.Ino, cookie uint64, fn
 }
 
 // SyncDir returns when every change of names made before is durable.
-func (v *Volume) SyncDir(ctx context.Context, _ namespace.Ino) error { return v.syncLog(ctx) }
+func (v *Volume) SyncDir(ctx context.Context, _ namespace.Ino) error { return v.o.Log.Sync(ctx) }
 
 // GetXattr returns the value of an extended attribute. CIDAttr of a regular
 // file is its CID in text form; asking for it stores and commits the content.

@@ -13,19 +13,20 @@ import (
 // or when memory is short. A record is a fixed header, then the bytes:
 //
 //	0   1  version, 1
-//	1   1  flags, bit 0: truncate; bit 1: more of the group follows
+//	1   1  flags, bit 0: truncate; bit 1: more of the group follows; bit 2: first of its group
 //	2   8  inode, big endian as all numbers
 //	10  8  offset of the bytes; of a truncate: the new size
 //	18  8  time of the write, nanoseconds since 1970
 //	26  …  the bytes
 //
 // A restart puts the records of a file back over its committed content, in
-// their order, from the one after Content.Folded on. A group that is cut off is
-// left out.
+// their order, from the one after Content.Folded on. A group that is cut off, at
+// the end of the journal or by the first record of another, is left out.
 const (
 	rangeVersion    = 1
 	rangeTruncate   = 1
 	rangeMore       = 2
+	rangeFirst      = 4
 	rangeHeaderSize = 26
 )
 
@@ -38,6 +39,7 @@ type rangeRecord struct {
 	Mtime    int64
 	Truncate bool
 	More     bool // the file's next record belongs to the same group
+	First    bool // the file's record before does not
 }
 
 func (r *rangeRecord) encode() [rangeHeaderSize]byte {
@@ -48,6 +50,9 @@ func (r *rangeRecord) encode() [rangeHeaderSize]byte {
 	}
 	if r.More {
 		b[1] |= rangeMore
+	}
+	if r.First {
+		b[1] |= rangeFirst
 	}
 	binary.BigEndian.PutUint64(b[2:], uint64(r.Ino))
 	binary.BigEndian.PutUint64(b[10:], uint64(r.Off))
@@ -60,7 +65,7 @@ func decodeRange(p []byte) (rangeRecord, int64, error) {
 	if len(p) < rangeHeaderSize {
 		return rangeRecord{}, 0, fmt.Errorf("%w: %d bytes", ErrRecord, len(p))
 	}
-	if p[0] != rangeVersion || p[1]&^(rangeTruncate|rangeMore) != 0 {
+	if p[0] != rangeVersion || p[1]&^(rangeTruncate|rangeMore|rangeFirst) != 0 {
 		return rangeRecord{}, 0, fmt.Errorf("%w: version %d, flags %#x", ErrRecord, p[0], p[1])
 	}
 	r := rangeRecord{
@@ -69,6 +74,7 @@ func decodeRange(p []byte) (rangeRecord, int64, error) {
 		Mtime:    int64(binary.BigEndian.Uint64(p[18:])),
 		Truncate: p[1]&rangeTruncate != 0,
 		More:     p[1]&rangeMore != 0,
+		First:    p[1]&rangeFirst != 0,
 	}
 	n := int64(len(p) - rangeHeaderSize)
 	if r.Off < 0 || r.Off > maxSize-n || r.Truncate && n != 0 {
@@ -112,14 +118,22 @@ func (v *Volume) restore() error {
 		if err != nil {
 			return err
 		}
-		for len(records) > 0 && records[len(records)-1].More {
-			records = records[:len(records)-1]
-		}
 		f := v.newFile(n)
+		var group []replayed
 		for _, r := range records {
-			if r.seq > f.folded {
-				f.replay(r)
+			if r.First {
+				group = group[:0]
 			}
+			group = append(group, r)
+			if r.More {
+				continue
+			}
+			for _, r := range group {
+				if r.seq > f.folded {
+					f.replay(r)
+				}
+			}
+			group = group[:0]
 		}
 		if !f.clean() && n.Nlink > 0 {
 			v.files[ino] = f
@@ -134,7 +148,9 @@ func (f *file) replay(r replayed) {
 	f.recorded(r.seq)
 	if r.Truncate {
 		f.cut(r.Off)
-		f.changed = true
+		// The command may have been lost: what a stream puts in place of
+		// what was cut is not named yet.
+		f.committed.Content.Length = f.base.length
 		return
 	}
 	if r.n > 0 {

@@ -73,7 +73,7 @@ func openRig(t testing.TB, fs vfs.FS, keep journal.Seq) *rig {
 	must(err)
 	r.blocks, err = segment.Open(segment.Options{FS: fs, Dir: "segments", Index: r.db, Reserve: -1, Logger: quiet})
 	must(err)
-	r.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal", Logger: quiet})
+	r.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal", Logger: quiet, SyncBlocks: r.blocks.SyncTo})
 	must(err)
 	r.state, err = namespace.Open(r.db.Pebble(), namespace.Options{})
 	must(err)

@@ -12,12 +12,17 @@ import (
 // what nobody synced is synced, what was written in place is folded into trees,
 // and inodes without a name are reaped.
 
-// drain asks for the end of f to be streamed. When the workers are behind, the
-// writer goes on: admit stops it when memory runs out.
+// drain asks for the end of f to be streamed, and keeps f until that is done.
+// When the workers are behind, the writer goes on: admit stops it when memory
+// runs out.
 func (v *Volume) drain(f *file) {
+	v.mu.Lock()
+	f.opens++
+	v.mu.Unlock()
 	select {
 	case v.drains <- f:
 	default:
+		v.release(f)
 	}
 }
 
@@ -32,6 +37,7 @@ func (v *Volume) drainLoop(ctx context.Context) {
 				v.o.Logger.Warn("cannot store written data yet", "inode", f.ino, "err", err)
 			}
 			f.move.Unlock()
+			v.release(f)
 		}
 	}
 }
@@ -77,19 +83,15 @@ func (v *Volume) foldOld(ctx context.Context) error {
 	for _, f := range v.unclean() {
 		f.mu.Lock()
 		due := f.dirty.bytes > foldMax || v.o.Now().Sub(f.since) > foldAfter
-		due = due && !f.orphan
 		f.mu.Unlock()
-		if !due {
-			continue
+		if due {
+			f.move.Lock()
+			if err := f.commit(ctx); err != nil {
+				failed = err
+			}
+			f.move.Unlock()
 		}
-		f.move.Lock()
-		if err := f.commit(ctx); err != nil {
-			failed = err
-		}
-		f.move.Unlock()
-		v.mu.Lock()
-		v.forgetIfIdle(f)
-		v.mu.Unlock()
+		v.release(f)
 	}
 	return failed
 }

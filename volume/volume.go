@@ -40,7 +40,7 @@ const (
 
 // Errors of the volume's own; others are those of packages namespace and cas.
 var (
-	// ErrTooBig says that a write or size lies beyond 8 EiB - 1.
+	// ErrTooBig says that a write or size lies beyond 1 EiB.
 	ErrTooBig = errors.New("file too large")
 	// ErrNotRegular says that an operation wants a regular file.
 	ErrNotRegular = errors.New("not a regular file")
@@ -58,8 +58,8 @@ type Options struct {
 	Store   cas.Store
 	Format  manifest.Format
 	State   *namespace.State
-	Log     namespace.Log
-	Journal *journal.Journal
+	Log     namespace.Log    // its Sync makes the blocks that commands refer to durable as well
+	Journal *journal.Journal // which Log.Sync makes durable, too
 	Usage   func() (Usage, error)
 
 	Now          func() time.Time // default time.Now
@@ -152,31 +152,21 @@ func (v *Volume) Close(ctx context.Context) error {
 	var errs []error
 	for _, f := range v.unclean() {
 		f.move.Lock()
-		if !f.orphan {
-			errs = append(errs, f.commit(ctx))
-		}
+		errs = append(errs, f.commit(ctx))
 		f.move.Unlock()
+		v.release(f)
 	}
-	return errors.Join(append(errs, v.syncLog(ctx))...)
+	return errors.Join(append(errs, v.o.Log.Sync(ctx))...)
 }
 
 // Sync returns when everything done before the call is durable.
 func (v *Volume) Sync(ctx context.Context) error {
 	var errs []error
 	for _, f := range v.unclean() {
-		if !f.orphan {
-			errs = append(errs, f.secure(ctx))
-		}
+		errs = append(errs, f.secure(ctx))
+		v.release(f)
 	}
-	return errors.Join(append(errs, v.syncLog(ctx))...)
-}
-
-// syncLog makes blocks, then commands and records durable.
-func (v *Volume) syncLog(ctx context.Context) error {
-	if err := v.o.Store.Sync(ctx); err != nil {
-		return err
-	}
-	return v.o.Log.Sync(ctx)
+	return errors.Join(append(errs, v.o.Log.Sync(ctx))...)
 }
 
 // propose has ops ordered and applied at the present time.
@@ -224,7 +214,8 @@ func (v *Volume) release(f *file) {
 	v.forgetIfIdle(f)
 }
 
-// forgetIfIdle is called with v.mu held.
+// forgetIfIdle is called with v.mu held. Nobody may use f but who has acquired
+// it: there may be another file of the inode by then.
 func (v *Volume) forgetIfIdle(f *file) {
 	if f.opens > 0 {
 		return
@@ -239,21 +230,27 @@ func (v *Volume) forgetIfIdle(f *file) {
 	}
 }
 
-// lookFile returns the file of ino if there is one in memory.
-func (v *Volume) lookFile(ino namespace.Ino) *file {
+// acquireIfPresent returns the file of ino if there is one in memory, else nil,
+// and keeps it until release.
+func (v *Volume) acquireIfPresent(ino namespace.Ino) *file {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.files[ino]
+	f := v.files[ino]
+	if f != nil {
+		f.opens++
+	}
+	return f
 }
 
-// unclean returns the files that the namespace does not know all about, held
-// by nobody: they stay in memory because they are unclean.
+// unclean returns the files that the namespace does not know all about and
+// should, each to be released.
 func (v *Volume) unclean() []*file {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var list []*file
 	for _, f := range v.files {
-		if !f.clean() {
+		if !f.orphan && !f.clean() {
+			f.opens++
 			list = append(list, f)
 		}
 	}

@@ -73,7 +73,7 @@ var _ namespace.Log = (*Log)(nil)
 
 // Open returns a log that applies to state and writes to j. mark says up to where
 // blocks have been stored so far (see cas/segment), so that no command survives
-// whose blocks do not; it is called for each command. Hand the journal's records
+// whose blocks do not; it is called for each command that refers to some. Hand the journal's records
 // to Replay before the first Propose.
 func Open(state *namespace.State, j *journal.Journal, mark func() uint64) *Log {
 	return &Log{state: state, journal: j, mark: mark}
@@ -151,7 +151,11 @@ func (l *Log) Propose(ctx context.Context, cmd *namespace.Command) (namespace.Re
 		return result, nil
 	}
 	l.prefix = binary.AppendUvarint(l.prefix[:0], index)
-	seq, _, err := l.journal.Append(journal.KindCommand, l.mark(), l.prefix, encoded)
+	mark := uint64(0)
+	if cmd.RefersToBlocks() {
+		mark = l.mark()
+	}
+	seq, _, err := l.journal.Append(journal.KindCommand, mark, l.prefix, encoded)
 	if err != nil {
 		prepared.Abort()
 		return namespace.Result{}, fmt.Errorf("propose: %w", err)

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/index"
 	"github.com/cairnfs/cairn/index/journal"
 	"github.com/cairnfs/cairn/namespace"
@@ -288,9 +289,16 @@ func TestRecordsCarryTheMarkOfTheirBlocks(t *testing.T) {
 	n := start(t, fs)
 	for i := range uint64(5) {
 		n.mark.Store(10 * i)
-		n.propose(mkfile(fmt.Sprint(i)))
+		create := mkfile(fmt.Sprint(i))
+		create.Size = 5000
+		create.Content = &namespace.Content{Root: cas.Sum(cas.Raw, nil), TreeSize: create.Size, Length: create.Size}
+		if r := n.propose(create); r.Err != nil {
+			t.Fatal(r.Err)
+		}
 	}
-	if n.log.Applied() != 5 {
+	// A command without blocks waits for none.
+	n.propose(mkfile("without blocks"))
+	if n.log.Applied() != 6 {
 		t.Errorf("at record %d", n.log.Applied())
 	}
 	n.stop()
@@ -302,12 +310,16 @@ func TestRecordsCarryTheMarkOfTheirBlocks(t *testing.T) {
 	var i uint64
 	if err := j.Replay(0, 1000, func(r journal.Record) error {
 		index, _ := binary.Uvarint(r.Payload)
-		if r.Kind != journal.KindCommand || r.Mark != 10*i || index != i+1 {
+		want := 10 * i
+		if i == 5 {
+			want = 0
+		}
+		if r.Kind != journal.KindCommand || r.Mark != want || index != i+1 {
 			t.Errorf("record %+v", r)
 		}
 		i++
 		return nil
-	}); err != nil || i != 5 {
+	}); err != nil || i != 6 {
 		t.Error(i, err)
 	}
 }
