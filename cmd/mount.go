@@ -56,7 +56,7 @@ background logs to cairn.log in the data directory.`,
 			"cairn mount --daemon ~/cairn && cp -r photos ~/cairn/"),
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) (err error) {
-			if m.mountpoint, err = filepath.Abs(args[0]); err != nil {
+			if m.mountpoint, err = mountPath(args[0]); err != nil {
 				return err
 			}
 			if m.dir, err = a.dir(); err != nil {
@@ -75,9 +75,10 @@ background logs to cairn.log in the data directory.`,
 		},
 	}
 	flags := c.Flags()
-	flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, within the permissions of files")
+	flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, within the permissions of files; root always does")
 	flags.BoolVar(&m.readOnly, "read-only", false, "refuse every change to files")
 	flags.Var(&m.reserve, "reserve", "disk space to leave free (default the larger of 1 GiB and 2 % of the disk)")
+	flags.Lookup("reserve").DefValue = "0" // which help does not show
 	flags.BoolVar(&m.daemon, "daemon", false, "return when the mount is ready and serve it in the background")
 	flags.IntVar(&m.readyFD, readyFlag, 0, "")
 	_ = flags.MarkHidden(readyFlag) // fails only for a flag that does not exist
@@ -230,6 +231,15 @@ func checkApart(dir, mountpoint string) error {
 	return nil
 }
 
+// mountPath returns the mount point that arg names as an absolute path. An empty
+// one, as of a variable that is not set, is not the current directory.
+func mountPath(arg string) (string, error) {
+	if arg == "" {
+		return "", &usageError{errors.New("MOUNTPOINT is empty"), "cairn"}
+	}
+	return filepath.Abs(arg)
+}
+
 // realPath returns path without symbolic links, as far as it exists.
 func realPath(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
@@ -250,16 +260,20 @@ func (a *app) umountCmd() *cobra.Command {
 		GroupID: groupFiles,
 		Short:   "End a mount",
 		Long: `Umount ends the mount at MOUNTPOINT. If the mount is one of the store that --dir
-or CAIRN_DIR names, it returns when the store is closed as well.`,
+or CAIRN_DIR names, it returns when the store is closed as well. With --lazy it
+does not wait for that: the store stays open as long as the mount is in use.`,
 		Example: example("cairn umount ~/cairn"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			path, err := filepath.Abs(args[0])
+			path, err := mountPath(args[0])
 			if err != nil {
 				return err
 			}
+			if lazy {
+				return mount.Unmount(path, true)
+			}
 			pid := a.servedBy(c.Context(), path)
-			if err := mount.Unmount(path, lazy); err != nil {
+			if err := mount.Unmount(path, false); err != nil {
 				return err
 			}
 			return a.awaitClosed(c.Context(), pid)
