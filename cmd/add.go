@@ -135,6 +135,9 @@ func (f *adder) measure(ctx context.Context, paths []string) (total int64, err e
 			known = false
 			continue
 		}
+		if info, err := os.Stat(path); err == nil && os.SameFile(info, f.store) {
+			return 0, fail("add", path, errors.New("it is the data directory of the store itself"))
+		}
 		size, err := tree.Measure(ctx, path, tree.AddOptions{Recursive: f.recursive, Skip: f.isStore})
 		if errors.Is(err, tree.ErrIsDir) {
 			err = &usageError{err: fail("add", path, errors.New("it is a directory; use -r to add it with everything below")), see: "cairn add"}

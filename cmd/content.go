@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,7 @@ func (a *app) getCmd() *cobra.Command {
 		Long: `Get writes the file, directory or symbolic link that a CID names to OUT, by
 default to the CID's own name in the current directory. Every byte is checked
 against its hash before OUT appears: it is complete, or it is not there.
-What exists is replaced with --force only.
+What exists is replaced with --force only, devices and pipes not even then.
 
 Permissions and modification times come back where they were stored. The
 set-user-ID and set-group-ID bits do not: stored content has no owner, so they
@@ -58,8 +59,11 @@ would lend the rights of whoever runs get to anybody's program.`,
 			if err != nil {
 				return err
 			}
-			if out == "" {
+			switch out {
+			case "":
 				out = cids[0].String()
+			case "-":
+				return &usageError{errors.New("get does not write to standard output, `cairn cat` does"), c.CommandPath()}
 			}
 			return a.with(c.Context(), false, func(n control.Node) error {
 				return fail("get", args[0], a.get(c.Context(), n, cids[0], out, force))
@@ -71,9 +75,27 @@ would lend the rights of whoever runs get to anybody's program.`,
 	return c
 }
 
+// checkOut sees whether get may write to out. Devices, sockets and named pipes are
+// not replaced: who names /dev/null does not want a file in its place.
+func checkOut(out string, force bool) error {
+	info, err := os.Lstat(out)
+	switch {
+	case err != nil:
+		return nil // what is wrong will show, and say more
+	case info.Mode()&(fs.ModeDevice|fs.ModeSocket|fs.ModeNamedPipe|fs.ModeIrregular) != 0:
+		return fmt.Errorf("%s is neither file, directory nor link, and is not replaced", out)
+	case !force:
+		return fmt.Errorf("%s: %w", out, errOutExists)
+	}
+	return nil
+}
+
 func (a *app) get(ctx context.Context, n control.Node, cid cas.CID, out string, force bool) error {
 	info, err := manifest.Stat(ctx, n, cid)
 	if err != nil {
+		return err
+	}
+	if err := checkOut(out, force); err != nil {
 		return err
 	}
 	total := info.Size
@@ -82,7 +104,14 @@ func (a *app) get(ctx context.Context, n control.Node, cid cas.CID, out string, 
 	}
 	p := a.newProgress("writing", total)
 	defer p.stop()
-	return tree.Get(ctx, n, cid, out, tree.GetOptions{Force: force, Parallel: parallel, Progress: p.add})
+	err = tree.Get(ctx, n, cid, out, tree.GetOptions{Force: force, Parallel: parallel, Progress: p.add})
+	if !force && errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w", out, errOutExists) // since the check
+	}
+	if path, ok := err.(*fs.PathError); ok {
+		return fmt.Errorf("%s: %w", out, path.Err)
+	}
+	return err
 }
 
 func (a *app) catCmd() *cobra.Command {

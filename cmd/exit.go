@@ -31,8 +31,8 @@ const exitCodesText = `Exit codes:
   2  usage: a flag, an argument or a CID is malformed
   3  not found: the content, file, pin, mount or store does not exist
   4  integrity: stored bytes are not what they should be; the CID is named
-  5  unavailable: the store is in use by a process that does not answer,
-     or there is no FUSE`
+  5  unavailable: another process has the store, or does not answer, or there
+     is no FUSE`
 
 func exitCodesTopic() *cobra.Command {
 	return &cobra.Command{
@@ -47,6 +47,8 @@ var (
 	// errReaderGone says that nobody reads the output any more: whoever did has
 	// had enough of it.
 	errReaderGone = errors.New("output is not read any more")
+	// errOutExists says that there is something where get is to write.
+	errOutExists = errors.New("file exists")
 	// errDamage says that a check found damage, which it has reported.
 	errDamage = errors.New("store is damaged")
 )
@@ -130,7 +132,7 @@ func outcomes() []outcome {
 		{is(cas.ErrNoSpace), codeFailed, "free space on the disk of the data directory"},
 		{is(tree.ErrSpecial), codeFailed, "remove it, or add the rest by name"},
 		{is(fs.ErrNotExist), codeNotFound, ""},
-		{is(fs.ErrExist), codeFailed, "choose another name with -o, or replace it with --force"},
+		{is(errOutExists), codeFailed, "choose another name with -o, or replace it with --force"},
 	}
 }
 

@@ -145,9 +145,10 @@ func (a *app) check(ctx context.Context, n control.Node) error {
 		_, err = fmt.Fprintln(a.Out, "damaged", what, oneLine(err.Error()))
 		return err
 	})
-	if err != nil {
+	if err != nil && !(damaged > 0 && errors.Is(err, errReaderGone)) {
 		return fail("check", "store", err)
 	}
+	// Also when nobody reads all the findings: the exit code tells of them.
 	if damaged > 0 {
 		return fail("check", fmt.Sprintf("%d findings", damaged), errDamage)
 	}
