@@ -30,6 +30,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/cas/segment"
 	"github.com/cairnfs/cairn/chunker"
@@ -143,7 +144,9 @@ func (n *Node) open(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := step(ctx); err != nil {
+		if err := step(ctx); errors.Is(err, pebble.ErrCorruption) {
+			return fmt.Errorf("%w: index: %w", ErrDamaged, err)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -302,6 +305,9 @@ func checkEmpty(fsys vfs.FS, dir string) error {
 // is lost is made anew from segments and journal, if the journal still has every
 // command: names of files are nowhere else.
 func (n *Node) openIndex(context.Context) (err error) {
+	if err := n.checkSpace(); err != nil {
+		return err
+	}
 	o := index.Options{
 		FS: n.o.FS, Dir: n.path(indexDir), CacheBytes: n.o.CacheBytes, Logger: n.o.Logger, Random: n.o.Random,
 	}
@@ -325,6 +331,24 @@ func (n *Node) openIndex(context.Context) (err error) {
 	}
 	n.kept = 1
 	return n.checkJournalWhole()
+}
+
+// minSpace is the disk space, in bytes, that opening the index may take: what was
+// in memory at the end of the last process, and the files of a new one. Pebble
+// ends the process when it cannot write its manifest.
+const minSpace = 4 << 20
+
+// checkSpace returns cas.ErrNoSpace if the disk is too full for the index.
+func (n *Node) checkSpace() error {
+	u, err := n.o.FS.GetDiskUsage(n.o.Dir)
+	if err != nil {
+		n.o.Logger.Debug("cannot tell how full the disk is", "err", err)
+		return nil
+	}
+	if u.AvailBytes < minSpace {
+		return fmt.Errorf("%w: opening a store takes %d MiB, the disk has %d KiB left", cas.ErrNoSpace, minSpace>>20, u.AvailBytes>>10)
+	}
+	return nil
 }
 
 // checkJournalWhole returns ErrDamaged if the journal does not go back to the

@@ -48,6 +48,8 @@ const (
 
 	// DefaultBufferSize is how many bytes of records stay in memory at most.
 	DefaultBufferSize = 256 << 10
+	// minRoom is the least space that is worth a file of its own.
+	minRoom = 1 << 20
 	// maxUnsynced is how many full files may wait for a Sync; beyond that
 	// Append syncs them. It bounds what one Sync may have to write.
 	maxUnsynced = 1
@@ -139,6 +141,7 @@ type Journal struct {
 	files    []file // in order, the last one is being written
 	current  vfs.File
 	seed     uint32     // of the current file's checksums
+	room     int64      // up to where the current file has space on the disk
 	written  int64      // how much of the current file was given to the OS
 	buf      []byte     // what follows
 	last     Seq        // appended
@@ -289,7 +292,7 @@ func (j *Journal) end() int64 { return j.written + int64(len(j.buf)) }
 // full says whether need more bytes belong into a new file. A record that is
 // larger than any file gets one for itself.
 func (j *Journal) full(need int64) bool {
-	return j.end()+need > j.o.FileSize && j.last >= j.files[len(j.files)-1].first
+	return j.end()+need > j.room && j.last >= j.files[len(j.files)-1].first
 }
 
 // usable says why the journal cannot be appended to.

@@ -242,6 +242,9 @@ func (r *replay) finish(start, i int, end int64, clean bool) error {
 		}
 		what := j.files[len(j.files)-1]
 		j.files = j.files[:len(j.files)-1]
+		if j.room, err = j.setAside(f); err != nil {
+			j.room = end // full: what comes next needs a file, for which there is no space
+		}
 		j.begin(f, file{first: what.first, size: end})
 	} else {
 		// From the last file backwards, so that a crash leaves no gap.

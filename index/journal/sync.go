@@ -148,14 +148,36 @@ func (j *Journal) create(first Seq) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Preallocate(0, j.o.FileSize); err != nil {
-		j.o.Logger.Debug("no space set aside for the journal", "err", err)
+	room, err := j.setAside(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), j.o.FS.Remove(j.path(uint64(first))))
 	}
 	if err := j.dir.Sync(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	j.room = room
 	return f, nil
 }
+
+// setAside makes space on the disk for f and returns how far. What is appended
+// stays in memory for a while, so a disk that fills up in between must not be
+// able to refuse it: on a full disk there is no new file, and Append says so.
+func (j *Journal) setAside(f vfs.File) (room int64, err error) {
+	for room = j.o.FileSize; ; room /= 2 {
+		err := f.Preallocate(0, room)
+		switch {
+		case err == nil:
+			return room, nil
+		case !isFull(err):
+			j.o.Logger.Debug("no space set aside for the journal", "err", err)
+			return j.o.FileSize, nil
+		case room <= minRoom:
+			return 0, fmt.Errorf("append to journal: %w", err)
+		}
+	}
+}
+
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // begin makes f the file to append to.
 func (j *Journal) begin(f vfs.File, what file) {
@@ -187,7 +209,7 @@ func (j *Journal) writeAt(p []byte, offset int64) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+	case isFull(err):
 		return fmt.Errorf("append to journal: %w", err)
 	}
 	return j.fail("append", err)
@@ -205,7 +227,7 @@ func (j *Journal) fail(what string, err error) error {
 // record writes a record of kind 0 if no record says yet how far the journal is
 // durable.
 func (j *Journal) record() error {
-	if j.synced == j.recorded {
+	if j.synced == j.recorded || j.end()+headerSize > j.room {
 		return nil
 	}
 	if err := j.add(header{seq: j.last, synced: j.synced}, nil); err != nil {
