@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"bytes"
 	"sync"
 
 	"github.com/tidwall/btree"
@@ -21,9 +20,6 @@ const (
 	smallExtent = 1 << 20
 	maxExtent   = 8 << 20
 )
-
-// minBuffer is the least memory of an extent that has grown, in bytes.
-const minBuffer = 4 << 10
 
 // extent is one written range. An extent with seq != 0 is never changed in
 // place: its bytes must stay those of the record.
@@ -123,13 +119,7 @@ func (m *extents) write(p []byte, off int64) {
 		return
 	}
 	m.clear(off, off+int64(len(p)))
-	e := extent{off: off, n: int64(len(p))}
-	if len(p) < minBuffer {
-		e.mem = bytes.Clone(p) // maybe one of many here and there: memory is counted by n
-	} else {
-		e.mem = append(m.pool.get(len(p)), p...)
-	}
-	m.add(e)
+	m.add(extent{off: off, n: int64(len(p)), mem: append(m.pool.get(len(p)), p...)})
 }
 
 // extend appends p to the extent that ends at off, if there is one in memory
@@ -236,7 +226,7 @@ func (b *buffers) get(n int) []byte {
 		}
 		return make([]byte, 0, maxExtent)
 	}
-	size := minBuffer
+	size := 4 << 10
 	for size < n {
 		size *= 2
 	}
