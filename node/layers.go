@@ -89,10 +89,14 @@ func (n *Node) openVolume(ctx context.Context) error {
 	if err := n.volume.Start(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("start volume: %w", err)
 	}
-	if n.state.Applied() == 0 {
-		return n.ownRoot(ctx)
+	if n.state.Applied() > 0 {
+		return nil
 	}
-	return nil
+	// The first command of a store is durable before its first block.
+	if n.blocks.Stats().Blocks > 0 {
+		return fmt.Errorf("%w: there are blocks, but index and journal with the names of files are lost", ErrDamaged)
+	}
+	return n.ownRoot(ctx)
 }
 
 // ownRoot is the first command of a new store: the root directory belongs to

@@ -293,6 +293,28 @@ func TestAStoreThatLostAPartSaysSo(t *testing.T) {
 	}
 }
 
+func TestAStoreThatLostItsNamesIsNotTakenForANewOne(t *testing.T) {
+	dir := t.TempDir()
+	n := open(t, options(dir))
+	fill(t, n)
+	closeNode(t, n)
+	if err := os.RemoveAll(filepath.Join(dir, indexDir)); err != nil {
+		t.Fatal(err)
+	}
+	records, err := filepath.Glob(filepath.Join(dir, journalDir, "*.journal"))
+	if err != nil || len(records) == 0 {
+		t.Fatal(records, err)
+	}
+	for _, name := range records {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(t.Context(), options(dir)); !errors.Is(err, ErrDamaged) {
+		t.Errorf("without index and journal: %v", err)
+	}
+}
+
 // damageIndex overwrites the ends of the index's files: what Pebble reads first.
 func damageIndex(t *testing.T, dir string) {
 	t.Helper()
