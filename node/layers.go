@@ -182,9 +182,10 @@ func explain(err error) error {
 	}
 	var gap *solo.GapError
 	var undecoded *solo.DecodeError
-	damaged := errors.As(err, &gap) || errors.As(err, &undecoded)
+	// Pebble's marks on errors are not those that errors.Is looks for.
+	damaged := errors.As(err, &gap) || errors.As(err, &undecoded) || pebble.IsCorruptionError(err)
 	for _, kind := range []error{
-		stamp.ErrForeign, stamp.ErrDamaged, pebble.ErrCorruption, journal.ErrCorrupt,
+		stamp.ErrForeign, stamp.ErrDamaged, journal.ErrCorrupt,
 		namespace.ErrCorrupt, solo.ErrDiverged, volume.ErrRecord,
 	} {
 		damaged = damaged || errors.Is(err, kind)

@@ -25,9 +25,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync"
+	"syscall"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/cairnfs/cairn/cas"
@@ -144,9 +144,7 @@ func (n *Node) open(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := step(ctx); errors.Is(err, pebble.ErrCorruption) {
-			return fmt.Errorf("%w: index: %w", ErrDamaged, err)
-		} else if err != nil {
+		if err := step(ctx); err != nil {
 			return err
 		}
 	}
@@ -368,8 +366,11 @@ func (n *Node) checkJournalWhole() error {
 	return nil
 }
 
-// unreadable reports whether err says that the index is there but damaged.
+// unreadable reports whether err, of opening the index, says that its files are
+// damaged or incomplete. Pebble does not mark all such errors, but what they are
+// not is an error of the system, or of a newer format.
 func unreadable(err error) bool {
-	return errors.Is(err, pebble.ErrCorruption) || errors.Is(err, stamp.ErrForeign) ||
-		errors.Is(err, stamp.ErrDamaged) || errors.Is(err, fs.ErrNotExist)
+	var system syscall.Errno
+	var newer *stamp.VersionError
+	return err != nil && (errors.Is(err, fs.ErrNotExist) || !errors.As(err, &system) && !errors.As(err, &newer))
 }

@@ -545,3 +545,62 @@ func TestADiskThatRefusesToSyncEndsTheNode(t *testing.T) {
 		t.Errorf("what was synced before: %q", got)
 	}
 }
+
+// TestADamagedIndexIsDamageWhereverItShows flips one byte of one file of the index
+// at a time, in a store whose journal no longer has all names. Either nobody
+// notices yet, or it is damage; it is never another error, nor another content.
+func TestADamagedIndexIsDamageWhereverItShows(t *testing.T) {
+	whole := t.TempDir()
+	o := options(whole)
+	o.journalFile = 4 << 10
+	n := open(t, o)
+	fill(t, n)
+	for i := range 200 { // more than a file of the journal holds
+		writeFile(t, n, fmt.Sprint("file", i), []byte("content"))
+	}
+	closeNode(t, n)
+	names, err := filepath.Glob(filepath.Join(whole, indexDir, "*"))
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	noticed := 0
+	for _, name := range names {
+		info, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range []int64{0, info.Size() / 3, info.Size() / 2, info.Size() - 1} {
+			if at < 0 || at >= info.Size() {
+				continue
+			}
+			dir := filepath.Join(t.TempDir(), "store")
+			if err := os.CopyFS(dir, os.DirFS(whole)); err != nil {
+				t.Fatal(err)
+			}
+			damaged := filepath.Join(dir, indexDir, filepath.Base(name))
+			data, err := os.ReadFile(damaged)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data[at] ^= 0x10
+			if err := os.WriteFile(damaged, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			n, err := Open(t.Context(), options(dir))
+			if err != nil {
+				noticed++
+				if !errors.Is(err, ErrDamaged) {
+					t.Errorf("%s, byte %d: %v", filepath.Base(name), at, err)
+				}
+				continue
+			}
+			if a, err := n.Volume().Lookup(t.Context(), namespace.RootIno, "large"); err == nil && a.Size != 1<<20 {
+				t.Errorf("%s, byte %d: the file has %d bytes", filepath.Base(name), at, a.Size)
+			}
+			_ = n.Close() // may meet the damage
+		}
+	}
+	if noticed == 0 {
+		t.Error("no damage was noticed at all")
+	}
+}
