@@ -94,9 +94,6 @@ func (db *DB) Blocks() Summary {
 	return db.blocks.summary
 }
 
-// blockKeys holds keys for lookups: Pebble lets them escape to the heap.
-var blockKeys = sync.Pool{New: func() any { return new([1 + cas.HashSize]byte) }}
-
 // Block returns where the block with the given hash lies; ok says whether it is
 // known.
 //
@@ -109,14 +106,19 @@ func (db *DB) Block(hash *Hash) (at Location, ok bool, err error) {
 	if err != nil {
 		return Location{}, false, err
 	}
-	key := blockKeys.Get().(*[1 + cas.HashSize]byte)
-	defer blockKeys.Put(key)
+	key, pooled := db.blockKeys.Get().(*[1 + cas.HashSize]byte)
+	if !pooled {
+		key = new([1 + cas.HashSize]byte)
+	}
+	defer db.blockKeys.Put(key)
 	key[0] = SpaceBlocks
 	copy(key[1:], hash[:])
 	if ok = it.SeekPrefixGE(key[:]); ok {
 		at, err = ParseLocation(it.Value())
 	}
-	err = errors.Join(err, it.Close())
+	if err = errors.Join(err, it.Close()); err != nil && pebble.IsCorruptionError(err) {
+		err = fmt.Errorf("%w: %w", ErrBadRecord, err)
+	}
 	return at, ok && err == nil, err
 }
 

@@ -21,6 +21,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -89,6 +90,8 @@ type DB struct {
 	barrier atomic.Pointer[func() error]
 	log     *slog.Logger
 	blocks  blockSpace
+
+	blockKeys sync.Pool // of keys for lookups: Pebble lets them escape to the heap
 }
 
 // Open opens the database in o.Dir, or makes one if that directory is missing or

@@ -20,8 +20,8 @@ const (
 	locationSize    = 19
 )
 
-// ErrBadRecord says that a record of the database has a version or a length that
-// this program does not know.
+// ErrBadRecord says that a record of the database is damaged, or has a version or
+// a length that this program does not know.
 var ErrBadRecord = errors.New("unknown or damaged index record")
 
 // Location says where a block lies. The zero Location is none: segments are

@@ -3,8 +3,8 @@ package segment
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"sync"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/index"
@@ -30,6 +30,9 @@ func (s *Store) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, erro
 	}
 	hash := c.Hash()
 	at, ok, _, err := s.locate(&hash)
+	if errors.Is(err, index.ErrBadRecord) {
+		err = fmt.Errorf("%w: %w", cas.ErrCorrupt, err)
+	}
 	if err != nil {
 		return cas.Block{}, &cas.BlockError{Op: "get", CID: c, Where: "index", Err: err}
 	}
@@ -43,9 +46,6 @@ func (s *Store) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, erro
 	}
 	return b, err
 }
-
-// payloads holds buffers for compressed payloads on their way.
-var payloads = sync.Pool{New: func() any { return new([]byte) }}
 
 // read returns the block at the given place, in buf if it is large enough.
 func (s *Store) read(c cas.CID, at index.Location, buf []byte) (cas.Block, error) {
@@ -61,8 +61,11 @@ func (s *Store) read(c cas.CID, at index.Location, buf []byte) (cas.Block, error
 	data := buf[:at.Raw]
 	payload := data
 	if at.Compression == compressS2 {
-		pooled := payloads.Get().(*[]byte)
-		defer payloads.Put(pooled)
+		pooled, ok := s.payloads.Get().(*[]byte)
+		if !ok {
+			pooled = new([]byte)
+		}
+		defer s.payloads.Put(pooled)
 		if cap(*pooled) < int(at.Stored) {
 			*pooled = make([]byte, at.Stored)
 		}

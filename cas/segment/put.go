@@ -43,10 +43,6 @@ type record struct {
 	epoch   uint64         // of the table when the block was not held
 }
 
-var groups = sync.Pool{New: func() any {
-	return &group{headers: make([]byte, groupBlocks*headerSize)}
-}}
-
 // Put stores the blocks that are not held yet, in the order given. While the disk
 // is so slow that the table of blocks not yet durable is full, Put waits.
 func (s *Store) Put(ctx context.Context, blocks ...cas.Block) error {
@@ -56,8 +52,11 @@ func (s *Store) Put(ctx context.Context, blocks ...cas.Block) error {
 	if s.closed.Load() {
 		return ErrClosed
 	}
-	g := groups.Get().(*group)
-	defer groups.Put(g)
+	g, ok := s.groups.Get().(*group)
+	if !ok {
+		g = &group{headers: make([]byte, groupBlocks*headerSize)}
+	}
+	defer s.groups.Put(g)
 	defer g.reset()
 	for i := range blocks {
 		if !g.fits(&blocks[i], s.o.SegmentSize) {

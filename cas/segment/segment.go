@@ -130,6 +130,9 @@ type Store struct {
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
 	closed  atomic.Bool
+
+	groups   sync.Pool // of *group, for Put
+	payloads sync.Pool // of *[]byte, for compressed payloads that are read
 }
 
 var _ cas.Store = (*Store)(nil)
