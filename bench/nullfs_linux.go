@@ -77,7 +77,7 @@ func raiseReadAhead(dir string) {
 	if unix.Stat(dir, &st) == nil {
 		dev := uint64(st.Dev)
 		name := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(dev), unix.Minor(dev))
-		_ = os.WriteFile(name, []byte("512"), 0)
+		_ = os.WriteFile(name, []byte("1024"), 0)
 	}
 }
 

@@ -24,7 +24,7 @@ const (
 	maxRequest  = 1 << 20   // bytes of one read or write
 	maxInFlight = 256 << 20 // bytes of requests that are being answered
 	maxAsync    = 64        // read-ahead and the like under way at once
-	readAheadKB = 512       // of each open file, if root mounts
+	readAheadKB = 1024      // of each open file, if root mounts; half of it costs 10 % more for a cold read
 	unmountWait = 5 * time.Second
 )
 
