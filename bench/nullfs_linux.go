@@ -22,7 +22,7 @@ const (
 // other file that is created exists for the kernel only. What a real file system
 // on the same library takes longer for is its own work.
 type nullFS struct {
-	fuse.RawFileSystem // answers "not implemented", after which the kernel stops asking
+	fuse.RawFileSystem // answers ENOSYS, after which the kernel stops asking
 	created            atomic.Uint64
 	size               atomic.Uint64 // of the file nullName
 	zeros              [pieceSize]byte
@@ -162,7 +162,7 @@ func (fs *nullFS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 }
 
 // Flush and Fsync are answered, as a file system that keeps what it is given
-// would: after "not implemented" the kernel would not ask again.
+// would: after ENOSYS the kernel would not ask again.
 
 func (fs *nullFS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
 

@@ -57,7 +57,7 @@ func needFUSE(t testing.TB) {
 	case os.Getenv("CAIRN_REQUIRE_FUSE") == "1":
 		t.Fatalf("FUSE is required: %v", err)
 	default:
-		t.Skipf("FUSE cannot be used: %v", err)
+		t.Skipf("FUSE cannot be used (CAIRN_REQUIRE_FUSE=1 makes that a failure): %v", err)
 	}
 }
 

@@ -118,7 +118,7 @@ func needRoot(t testing.TB) {
 	if os.Getenv("CAIRN_REQUIRE_FUSE") == "1" {
 		t.Fatal("CAIRN_REQUIRE_FUSE=1, but this test needs root")
 	}
-	t.Skip("this test needs root")
+	t.Skip("this test needs root (CAIRN_REQUIRE_FUSE=1 makes that a failure)")
 }
 
 // mountVolume mounts vol until the end of the test.
