@@ -243,11 +243,11 @@ func WithMeta(ctx context.Context, store Store, root Root, meta Meta) (Root, err
 	}
 	n.meta = meta
 	if len(n.links) == 1 && len(n.data) == 0 && meta.none() {
-		return Root{n.links[0].cid, root.Size}, nil
+		return Root{n.links[0].cid, root.Size, root.Holes}, nil
 	}
 	e, err := putNode(ctx, store, n)
 	if err != nil {
 		return Root{}, err
 	}
-	return Root{e.CID, root.Size}, nil
+	return Root{e.CID, root.Size, root.Holes}, nil
 }

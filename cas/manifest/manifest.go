@@ -65,6 +65,11 @@ type Store interface {
 type Root struct {
 	CID  cas.CID
 	Size int64
+	// Holes is how many of the bytes are leaves of the Format's largest size
+	// with nothing but zeros, all of which share one block. What returns a Root
+	// says it, what takes one may be given 0 if it is not known; then Holes of
+	// what is made from that are too few, and all else is the same.
+	Holes int64
 }
 
 // Format decides the shape of the trees that are written; all fields must be the

@@ -325,8 +325,12 @@ func reference(t testing.TB, s cas.Putter, f manifest.Format, b []byte) manifest
 		return sum
 	}
 	var level []item
+	holes := 0
 	for rest := b; len(rest) > 0; {
 		n := f.Chunker.Cut(rest)
+		if n == f.Chunker.Params().Max && len(bytes.Trim(rest[:n], "\x00")) == 0 {
+			holes += n
+		}
 		level = append(level, item{putBlock(t, s, cas.Raw, rest[:n]), uint64(n), uint64(n)})
 		rest = rest[n:]
 	}
@@ -347,7 +351,7 @@ func reference(t testing.TB, s cas.Putter, f manifest.Format, b []byte) manifest
 		}
 		level = up
 	}
-	return manifest.Root{CID: level[0].c, Size: int64(len(b))}
+	return manifest.Root{CID: level[0].c, Size: int64(len(b)), Holes: int64(holes)}
 }
 
 func ExampleWriter() {

@@ -40,6 +40,9 @@ func NewReader(store cas.Getter, root Root, o ReaderOptions) *Reader {
 	return &Reader{src: newSource(store, o.Cache), root: root, parallel: o.Parallel}
 }
 
+// Root returns what r reads.
+func (r *Reader) Root() Root { return r.root }
+
 // Size returns the length of the file in bytes.
 func (r *Reader) Size() int64 { return r.root.Size }
 

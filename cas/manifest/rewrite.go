@@ -24,9 +24,13 @@ import (
 // Edit replaces the bytes [Off, Off+Len) of a file.
 type Edit struct {
 	Off, Len int64
-	// Data has the new bytes, at their offsets in the file; nil stands for
-	// zeros, at no cost whatever their number.
+	// Data has the new bytes, at their offsets in the file.
 	Data io.ReaderAt
+	// Tree, if Data is nil, is a file whose bytes from TreeOff on are the new
+	// ones; it must be in the same store. If both are nil the new bytes are
+	// zeros. Neither costs more if they are many.
+	Tree    *Root
+	TreeOff int64
 }
 
 // AppendTo returns a Writer that goes on at the end of root, as if it had written
@@ -46,7 +50,38 @@ func AppendTo(ctx context.Context, store Store, f Format, root Root) (*Writer, e
 	if err := w.takeOver(ctx, c, 0, root.Size, false); err != nil {
 		return nil, err
 	}
+	if err := w.account(ctx, c, root); err != nil {
+		return nil, err
+	}
 	return w, nil
+}
+
+// AppendTree appends the n bytes from off on of the file root, as Write would
+// append their bytes; but what is cut and grouped in the same way is taken over as
+// it is, so that the cost is that of two ends, whatever lies between them. The
+// blocks of root must be in w's store. Errors: as Write, and ErrEdits if root has
+// no such range.
+func (w *Writer) AppendTree(ctx context.Context, root Root, off, n int64) error {
+	if w.err != nil {
+		return w.err
+	}
+	if off < 0 || n < 0 || n > root.Size-off {
+		return fmt.Errorf("%w: %d bytes at %d of a file of %d", ErrEdits, n, off, root.Size)
+	}
+	if n == 0 {
+		return nil
+	}
+	if err := w.materialise(ctx); err != nil {
+		return w.fail(err)
+	}
+	c, err := newCursor(ctx, w.store, root, off)
+	if err != nil {
+		return err
+	}
+	if err := w.takeOver(ctx, c, off, off+n, false); err != nil {
+		return err
+	}
+	return w.account(ctx, c, root)
 }
 
 // Rewrite returns the root of the file that has the given size and the bytes of
@@ -80,19 +115,33 @@ func Rewrite(ctx context.Context, store Store, f Format, base Root, size int64, 
 		if err := w.old(ctx, c, e.Off, false); err != nil {
 			return Root{}, err
 		}
-		if e.Data == nil {
-			err = w.WriteZeros(ctx, e.Len)
-		} else {
-			err = w.readExactly(ctx, io.NewSectionReader(e.Data, e.Off, e.Len), e.Len)
-		}
-		if err != nil {
+		if err := w.apply(ctx, e); err != nil {
 			return Root{}, err
 		}
 	}
 	if err := w.old(ctx, c, size, true); err != nil {
 		return Root{}, err
 	}
+	if err := w.account(ctx, c, base); err != nil {
+		return Root{}, err
+	}
 	return w.Finish(ctx)
+}
+
+// apply appends the new bytes of e.
+func (w *Writer) apply(ctx context.Context, e Edit) error {
+	switch {
+	case e.Data != nil:
+		return w.readExactly(ctx, io.NewSectionReader(e.Data, e.Off, e.Len), e.Len)
+	case e.Tree != nil:
+		taken := w.taken // of the file that is rewritten
+		w.taken = nil
+		err := w.AppendTree(ctx, *e.Tree, e.TreeOff, e.Len)
+		w.taken = taken
+		return err
+	default:
+		return w.WriteZeros(ctx, e.Len)
+	}
 }
 
 // sortEdits returns the edits that are not empty in the order of their offsets.
@@ -179,9 +228,9 @@ func (w *Writer) takeLargest(ctx context.Context, c *cursor, from, to int64, las
 		if start == from && end <= to {
 			ended := end < c.size || last // by its content, or together with the new file
 			if w.zeros == 0 && ended && w.accepts(l, c.level()) {
-				return end, w.tree.add(ctx, c.level(), l, 1)
+				return end, w.take(ctx, l, c.level(), start)
 			}
-			if hole, err := w.isHole(l, c.level()); err != nil || hole {
+			if hole, err := w.holes.has(l, c.level()); err != nil || hole {
 				return end, errors.Join(err, w.writeZeros(ctx, l.size))
 			}
 		}
@@ -199,6 +248,15 @@ func (w *Writer) takeLargest(ctx context.Context, c *cursor, from, to int64, las
 			return from, err
 		}
 	}
+}
+
+// take adds the leaf or subtree l, which starts at start in the old file.
+func (w *Writer) take(ctx context.Context, l link, level int, start int64) error {
+	if level == 0 {
+		return w.addLeaf(ctx, l)
+	}
+	w.taken.add(start, start+l.size)
+	return w.tree.add(ctx, level, l, 1)
 }
 
 // accepts reports whether the old link l may stand on the given level now.
@@ -222,7 +280,7 @@ func (w *Writer) takeBytes(ctx context.Context, c *cursor, from, to int64) (int6
 		if err := c.seek(ctx, from); err != nil {
 			return from, err
 		}
-		hole, err := w.findHole(ctx, c, from, to)
+		hole, err := w.holes.at(ctx, c, from, to)
 		if err != nil {
 			return from, err
 		}
@@ -257,25 +315,6 @@ func (w *Writer) takeBytes(ctx context.Context, c *cursor, from, to int64) (int6
 		}
 	}
 	return from, nil
-}
-
-// findHole looks for a hole that starts at from, in the largest subtrees first,
-// and returns its length. If there is none it returns 0, and c stands on a leaf.
-func (w *Writer) findHole(ctx context.Context, c *cursor, from, to int64) (int64, error) {
-	for {
-		l, start := c.link()
-		if start == from && start+l.size <= to {
-			if hole, err := w.isHole(l, c.level()); err != nil || hole {
-				return l.size, err
-			}
-		}
-		if c.atLeaf() {
-			return 0, nil
-		}
-		if err := c.descend(ctx); err != nil {
-			return 0, err
-		}
-	}
 }
 
 // recut makes leaves of what is pending, the last bytes of which end at from in

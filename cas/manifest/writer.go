@@ -56,8 +56,10 @@ type Writer struct {
 	size       int64
 	err        error
 
-	holes      []link // of nothing but zeros: a full leaf, a node of those, a node of these, …
-	holeStored bool   // whether the leaf was put by this writer
+	holes      holes
+	holeStored bool   // whether the leaf of zeros was put by this writer
+	inHoles    int64  // bytes in such leaves
+	taken      ranges // of the old file at hand: subtrees that were taken whole
 
 	once sync.Once // for src
 	src  source
@@ -67,7 +69,7 @@ type Writer struct {
 // with ErrFormat.
 func NewWriter(store Store, f Format) *Writer {
 	s, err := f.shape()
-	return &Writer{store: store, tree: tree{shape: s, put: store}, err: err}
+	return &Writer{store: store, tree: tree{shape: s, put: store}, holes: holes{shape: &s}, err: err}
 }
 
 // Reset makes w one of an empty file again, in the same Format. Its buffers are
@@ -86,6 +88,7 @@ func (w *Writer) Reset() {
 		buf:   w.buf,
 		batch: w.batch[:0],
 		spare: w.spare, spareBatch: w.spareBatch,
+		holes: w.holes,
 	}
 }
 
@@ -224,7 +227,15 @@ func (w *Writer) emit(ctx context.Context, data []byte) error {
 	}
 	w.batch, w.batched = append(w.batch, b), w.batched+len(data)
 	n := int64(len(data))
-	return w.tree.add(ctx, 0, link{b.CID(), n, n}, 1)
+	return w.addLeaf(ctx, link{b.CID(), n, n})
+}
+
+// addLeaf adds a leaf that is stored, or will be.
+func (w *Writer) addLeaf(ctx context.Context, l link) error {
+	if l.size == int64(w.tree.maxChunk) && l.cid == w.holes.leaf().cid {
+		w.inHoles += l.size
+	}
+	return w.tree.add(ctx, 0, l, 1)
 }
 
 // push begins to store the leaves cut so far, when those before are stored. What
@@ -375,7 +386,7 @@ func (w *Writer) Snapshot(ctx context.Context) (Root, error) {
 	if err != nil {
 		return Root{}, w.fail(err)
 	}
-	return Root{root.cid, w.size}, nil
+	return Root{root.cid, w.size, w.inHoles}, nil
 }
 
 // Finish stores the rest of the tree and returns its root: all its blocks have
