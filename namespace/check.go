@@ -131,7 +131,7 @@ func (c *checker) checkRecord(r *record) {
 	if r.began > c.meta.applied || r.generation > c.meta.applied || r.version > c.meta.applied {
 		c.problem(r.ino, "is of a command after %d", c.meta.applied)
 	}
-	content := Content{Inline: r.inline, Root: r.root, TreeSize: r.treeSize, Length: r.contentLen, Folded: r.folded}
+	content := Content{Inline: r.inline, Root: r.root, TreeSize: r.treeSize, Length: r.contentLen, Holes: r.holes, Folded: r.folded}
 	switch r.typ() {
 	case TypeRegular:
 		if err := content.check(r.size); err != nil {

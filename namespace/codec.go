@@ -128,7 +128,7 @@ func decodeCID(b []byte) (cas.CID, error) {
 }
 
 func encodeContent(c *Content) *namespacepb.Content {
-	m := &namespacepb.Content{Inline: c.Inline, TreeSize: uint64(c.TreeSize), Length: uint64(c.Length), Folded: c.Folded}
+	m := &namespacepb.Content{Inline: c.Inline, TreeSize: uint64(c.TreeSize), Length: uint64(c.Length), Holes: uint64(c.Holes), Folded: c.Folded}
 	if c.Root.Defined() {
 		m.Root = c.Root.Bytes()
 	}
@@ -141,6 +141,7 @@ func decodeContent(m *namespacepb.Content) (c Content, err error) {
 	}
 	c.Root, err = decodeCID(m.Root)
 	c.Inline, c.TreeSize, c.Length, c.Folded = m.Inline, int64(m.TreeSize), int64(m.Length), m.Folded
+	c.Holes = int64(m.Holes)
 	return c, err
 }
 
@@ -148,7 +149,7 @@ func (op *Create) encode(p *namespacepb.Op) {
 	m := &namespacepb.Create{
 		Parent: uint64(op.Parent), Name: []byte(op.Name),
 		Mode: op.Mode, Uid: op.UID, Gid: op.GID, Rdev: op.Rdev,
-		Target: []byte(op.Target), Size: uint64(op.Size),
+		Target: []byte(op.Target), Size: uint64(op.Size), Unnamed: op.Unnamed,
 	}
 	if op.Content != nil {
 		m.Content = encodeContent(op.Content)
@@ -160,7 +161,7 @@ func decodeCreate(m *namespacepb.Create) (*Create, error) {
 	op := &Create{
 		Parent: Ino(m.Parent), Name: string(m.Name),
 		Mode: m.Mode, UID: m.Uid, GID: m.Gid, Rdev: m.Rdev,
-		Target: string(m.Target), Size: int64(m.Size),
+		Target: string(m.Target), Size: int64(m.Size), Unnamed: m.Unnamed,
 	}
 	if m.Content == nil {
 		return op, nil

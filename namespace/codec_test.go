@@ -14,10 +14,10 @@ import (
 
 // everyOp has one op of each kind with every field set.
 func everyOp() []Op {
-	content := Content{Inline: []byte{0, 255}, Root: cas.Sum(cas.DagPB, nil), TreeSize: 1, Length: -2, Folded: 1<<64 - 1}
+	content := Content{Inline: []byte{0, 255}, Root: cas.Sum(cas.DagPB, nil), TreeSize: 1, Length: -2, Holes: 3, Folded: 1<<64 - 1}
 	const name = "\xff\x00/"
 	return []Op{
-		&Create{Parent: 1, Name: name, Mode: 2, UID: 3, GID: 4, Rdev: 5, Target: name, Content: &content, Size: -6},
+		&Create{Parent: 1, Name: name, Unnamed: true, Mode: 2, UID: 3, GID: 4, Rdev: 5, Target: name, Content: &content, Size: -6},
 		&Link{Ino: 1<<64 - 1, Parent: 2, Name: name},
 		&Unlink{Parent: 1, Name: name},
 		&Rmdir{Parent: 1, Name: name},

@@ -46,9 +46,14 @@ type Op interface {
 // Create makes an inode and its first name. Its times are the command's Time.
 // In a directory with the setgid bit it takes the directory's group, and a
 // directory the bit as well.
+//
+// Unnamed makes a regular file without a name, an orphan until it is linked, as if
+// it were created in the directory and its name removed at once; the directory
+// does not change.
 type Create struct {
 	Parent   Ino
 	Name     string
+	Unnamed  bool   // then Name is empty
 	Mode     uint32 // with the type; a symbolic link's permissions are 0777 always
 	UID, GID uint32
 	Rdev     uint32   // of devices, else ignored
@@ -57,7 +62,8 @@ type Create struct {
 	Size     int64    // of a regular file
 }
 
-// Link gives the inode, which must not be a directory or an orphan, another name.
+// Link gives the inode, which must not be a directory, another name. An orphan is
+// one no longer: whether it may be given a name is not for the namespace to know.
 type Link struct {
 	Ino    Ino
 	Parent Ino

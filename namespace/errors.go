@@ -16,7 +16,6 @@ var (
 	ErrNameTooLong  = errors.New("name is too long")                             // ENAMETOOLONG
 	ErrInvalid      = errors.New("invalid argument")                             // EINVAL
 	ErrPerm         = errors.New("not permitted")                                // EPERM: a second name for a directory
-	ErrTooLarge     = errors.New("file is too large")                            // EFBIG
 	ErrTooManyLinks = errors.New("too many links")                               // EMLINK
 	ErrNoAttr       = errors.New("no such attribute")                            // ENODATA
 	ErrAttrTooLarge = errors.New("attribute is too large")                       // E2BIG

@@ -109,8 +109,9 @@ func (m *model) do(now int64, op Op) (Ino, error) {
 			return 0, ErrExist
 		case n.IsDir():
 			return 0, ErrPerm
-		case n.Nlink == 0:
-			return 0, ErrNotFound
+		}
+		if m.orphaned == n.Ino {
+			m.orphaned = 0
 		}
 		m.changed(now, n).Nlink++
 		m.set(now, dir, op.Name, n)
@@ -158,11 +159,18 @@ func (m *model) do(now int64, op Op) (Ino, error) {
 }
 
 func (m *model) create(now int64, op *Create) (Ino, error) {
-	dir, err := m.slot(op.Parent, op.Name)
+	name := op.Name
+	if op.Unnamed {
+		name = "a valid one"
+	}
+	dir, err := m.slot(op.Parent, name)
 	if err != nil {
 		return 0, err
 	}
-	if _, there := dir.entries[op.Name]; there {
+	if op.Unnamed && (op.Name != "" || op.Mode&TypeMask != TypeRegular) {
+		return 0, ErrInvalid
+	}
+	if _, there := dir.entries[name]; there {
 		return 0, ErrExist
 	}
 	n := &modelInode{entries: map[string]Ino{}, xattrs: map[string]string{}}
@@ -188,6 +196,10 @@ func (m *model) create(now int64, op *Create) (Ino, error) {
 	}
 	m.inodes[n.Ino] = n
 	m.created = n.Ino
+	if op.Unnamed {
+		n.Nlink, m.orphaned = 0, n.Ino
+		return n.Ino, nil
+	}
 	m.set(now, dir, op.Name, n)
 	return n.Ino, nil
 }

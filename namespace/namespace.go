@@ -56,7 +56,7 @@ const (
 	MaxName       = 255       // bytes of a name in a directory or of an attribute; ErrNameTooLong
 	MaxTarget     = 4095      // bytes of a symbolic link's target; ErrNameTooLong
 	MaxInline     = 4 << 10   // bytes of content kept in the inode; ErrInvalid
-	MaxFileSize   = 1 << 60   // bytes; ErrTooLarge
+	MaxFileSize   = 1<<63 - 1 // bytes
 	MaxXattr      = 64 << 10  // bytes of one attribute's value; ErrAttrTooLarge
 	MaxXattrList  = 64 << 10  // bytes of all attribute names of an inode, each with a final NUL; ErrAttrSpace
 	MaxXattrBytes = 1 << 20   // bytes of all attribute names and values of an inode; ErrAttrSpace
@@ -99,6 +99,7 @@ type Content struct {
 	Root     cas.CID // the zero CID if Inline is used or Length is 0
 	TreeSize int64   // size of the whole tree Root in bytes
 	Length   int64   // how much of the tree counts, at most TreeSize
+	Holes    int64   // bytes of the tree that are holes, as in manifest.Root
 	Folded   uint64  // journal sequence up to which dirty ranges are contained
 }
 
@@ -122,5 +123,5 @@ type Dentry struct {
 type Stats struct {
 	Files        int64 // inodes that are not directories, each once
 	Dirs         int64 // directories without the root
-	LogicalBytes int64 // sum of the sizes of regular files
+	LogicalBytes int64 // sum of the sizes of regular files, of larger ones maxCounted
 }

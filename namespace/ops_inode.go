@@ -20,8 +20,6 @@ func (c *Content) check(size int64) error {
 	switch {
 	case size < 0:
 		bad = "negative size"
-	case size > MaxFileSize:
-		return ErrTooLarge
 	case c.Length < 0 || c.Length > size:
 		bad = "length beyond the size"
 	case len(c.Inline) > MaxInline:
@@ -31,8 +29,10 @@ func (c *Content) check(size int64) error {
 			bad = "both inline content and a root"
 		} else if c.TreeSize < c.Length {
 			bad = "length beyond the tree"
+		} else if c.Holes < 0 || c.Holes > c.TreeSize {
+			bad = "holes beyond the tree"
 		}
-	case c.TreeSize != 0:
+	case c.TreeSize != 0 || c.Holes != 0:
 		bad = "size of no tree"
 	case c.Length != int64(len(c.Inline)):
 		bad = "length is not that of the inline content"
@@ -99,8 +99,6 @@ func (t *txn) truncate(op *Truncate) (*stagedInode, error) {
 		return nil, err
 	case op.Size < 0:
 		return nil, fmt.Errorf("%w: negative size", ErrInvalid)
-	case op.Size > MaxFileSize:
-		return nil, ErrTooLarge
 	}
 	t.change(n)
 	n.mtime, n.mtimeAt = t.now, 0

@@ -114,7 +114,6 @@ func TestTruncateCutsAndExtends(t *testing.T) {
 	}
 	f.check()
 	f.refuse(ErrInvalid, &Truncate{Ino: ino, Size: -1})
-	f.refuse(ErrTooLarge, &Truncate{Ino: ino, Size: MaxFileSize + 1})
 	f.refuse(ErrNotFound, &Truncate{Ino: 999})
 	f.refuse(ErrIsDir, &Truncate{Ino: RootIno})
 	f.refuse(ErrInvalid, &Truncate{Ino: f.create(RootIno, "fifo", TypeFIFO)})
@@ -156,7 +155,6 @@ func TestSetContentRefusesContentThatCannotBe(t *testing.T) {
 		want    error
 	}{
 		{"negative size", Content{}, -1, ErrInvalid},
-		{"size beyond the limit", Content{}, MaxFileSize + 1, ErrTooLarge},
 		{"negative length", Content{Root: root, TreeSize: 5, Length: -1}, 5, ErrInvalid},
 		{"length beyond the size", Content{Root: root, TreeSize: 5, Length: 5}, 4, ErrInvalid},
 		{"length beyond the tree", Content{Root: root, TreeSize: 4, Length: 5}, 5, ErrInvalid},

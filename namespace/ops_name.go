@@ -60,6 +60,9 @@ func (t *txn) point(e *stagedEntry, n *stagedInode) {
 }
 
 func (t *txn) create(op *Create) (*stagedInode, error) {
+	if op.Unnamed {
+		return t.createUnnamed(op)
+	}
 	dir, e, err := t.name(op.Parent, op.Name)
 	if err != nil {
 		return nil, err
@@ -75,6 +78,32 @@ func (t *txn) create(op *Create) (*stagedInode, error) {
 			return nil, err
 		}
 	}
+	n := t.newIn(dir, op)
+	t.point(e, n)
+	t.changeEntries(dir, 1)
+	return n, nil
+}
+
+// createUnnamed makes a file that is an orphan from its birth.
+func (t *txn) createUnnamed(op *Create) (*stagedInode, error) {
+	dir, err := t.dir(op.Parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := op.check(); err != nil {
+		return nil, err
+	}
+	if op.Name != "" || op.Mode&TypeMask != TypeRegular {
+		return nil, fmt.Errorf("%w: name %q, mode %#o for a file without a name", ErrInvalid, op.Name, op.Mode)
+	}
+	n := t.newIn(dir, op)
+	n.nlink = 0
+	t.result.Orphan = n.ino
+	return n, nil
+}
+
+// newIn makes the inode that op describes, as it comes about in dir.
+func (t *txn) newIn(dir *stagedInode, op *Create) *stagedInode {
 	n := t.newStagedInode()
 	n.alive, n.dirty = true, true
 	n.ino = t.meta.nextIno
@@ -101,10 +130,8 @@ func (t *txn) create(op *Create) (*stagedInode, error) {
 	case TypeChar, TypeBlock:
 		n.rdev = op.Rdev
 	}
-	t.point(e, n)
-	t.changeEntries(dir, 1)
 	t.created = n.ino
-	return n, nil
+	return n
 }
 
 // check says whether the op fits the type of what it creates.
@@ -159,11 +186,12 @@ func (t *txn) link(op *Link) (*stagedInode, error) {
 		return nil, ErrExist
 	case n.isDir():
 		return nil, ErrPerm
-	case n.nlink == 0:
-		return nil, ErrNotFound
 	}
 	if err := addLink(n); err != nil {
 		return nil, err
+	}
+	if t.result.Orphan == n.ino {
+		t.result.Orphan = 0
 	}
 	t.change(n)
 	t.point(e, n)

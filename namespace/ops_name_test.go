@@ -1,6 +1,8 @@
 package namespace
 
 import (
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -129,7 +131,6 @@ func TestCreateRefusesWhatDoesNotFitTheType(t *testing.T) {
 		{Create{Mode: TypeFIFO, Content: &some, Size: 1}, ErrInvalid},
 		{Create{Mode: TypeSymlink, Target: "t", Size: 1}, ErrInvalid},
 		{Create{Mode: TypeRegular, Size: -1}, ErrInvalid},
-		{Create{Mode: TypeRegular, Size: MaxFileSize + 1}, ErrTooLarge},
 		{Create{Mode: TypeRegular, Content: &some, Size: 0}, ErrInvalid},
 	} {
 		op := c.op
@@ -239,7 +240,38 @@ func TestLinkAddsANameToWhatIsNoDirectory(t *testing.T) {
 	f.refuse(ErrNotFound, &Link{Ino: 999, Parent: RootIno, Name: "x"})
 	orphan := f.file(RootIno, "orphan")
 	f.do(&Unlink{Parent: RootIno, Name: "orphan"})
-	f.refuse(ErrNotFound, &Link{Ino: orphan, Parent: RootIno, Name: "x"})
+	if n := f.do(&Link{Ino: orphan, Parent: RootIno, Name: "back"}).Inodes[0]; n.Nlink != 1 {
+		t.Errorf("orphan with a name again %+v", n)
+	}
+	f.refuse(ErrInvalid, &Reap{Ino: orphan})
+	f.check()
+}
+
+func TestUnnamedFilesAreOrphansUntilTheyAreLinked(t *testing.T) {
+	f := newFixture(t, Options{})
+	dir := f.dir(RootIno, "dir")
+	f.do(&SetAttr{Ino: dir, Mask: AttrMode | AttrGID, Mode: 0o2755, GID: 7})
+	before := f.inode(dir)
+	r := f.do(&Create{Parent: dir, Unnamed: true, Mode: TypeRegular | 0o640, UID: 5, GID: 6})
+	n := r.Inodes[0]
+	if n.Nlink != 0 || n.UID != 5 || n.GID != 7 || r.Orphan != n.Ino {
+		t.Errorf("created %+v, orphan %d", n, r.Orphan)
+	}
+	if after := f.inode(dir); !reflect.DeepEqual(before, after) {
+		t.Errorf("the directory became %+v", after)
+	}
+	if orphans, err := f.s.Orphans(); err != nil || !slices.Equal(orphans, []Ino{n.Ino}) {
+		t.Errorf("orphans %v, %v", orphans, err)
+	}
+	f.do(&Link{Ino: n.Ino, Parent: dir, Name: "named"})
+	if orphans, err := f.s.Orphans(); err != nil || len(orphans) > 0 || f.lookup(dir, "named") != n.Ino {
+		t.Errorf("orphans %v, %v", orphans, err)
+	}
+	f.refuse(ErrInvalid, &Create{Parent: dir, Unnamed: true, Name: "x", Mode: TypeRegular})
+	f.refuse(ErrInvalid, &Create{Parent: dir, Unnamed: true, Mode: TypeDir})
+	f.refuse(ErrNotDir, &Create{Parent: n.Ino, Unnamed: true, Mode: TypeRegular})
+	f.refuse(ErrInvalid, &Create{Parent: dir, Mode: TypeRegular})
+	f.do(&Create{Parent: dir, Unnamed: true, Mode: TypeRegular}, &Link{Ino: Created, Parent: dir, Name: "at once"})
 	f.check()
 }
 

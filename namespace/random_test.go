@@ -121,6 +121,9 @@ func (g *generator) op() Op {
 			c, size := g.content()
 			op.Content, op.Size = &c, size
 		}
+		if flags(8) {
+			op.Name, op.Unnamed = "", true
+		}
 		return op
 	case n < 18:
 		return &Link{Ino: g.ino(func(n *modelInode) bool { return !n.IsDir() }), Parent: g.dir(), Name: g.name()}

@@ -26,7 +26,7 @@ type attrs struct {
 	mtimeAt                     int64 // when mtime was last set other than by a write; 0: at mtime
 	xattrNames, xattrValues     uint32
 	root                        cas.CID
-	treeSize, contentLen        int64
+	treeSize, contentLen, holes int64
 	folded                      uint64
 }
 
@@ -45,6 +45,10 @@ type record struct {
 func (a *attrs) typ() uint32 { return a.mode & TypeMask }
 func (a *attrs) isDir() bool { return a.mode&TypeMask == TypeDir }
 
+// maxCounted is how much of a file's size the counters see, at most: some sparse
+// files of the largest size would overflow them.
+const maxCounted = 1 << 50
+
 // counts is what one inode contributes to the counters.
 func (a *attrs) counts() Stats {
 	switch {
@@ -53,7 +57,7 @@ func (a *attrs) counts() Stats {
 	case a.isDir():
 		return Stats{Dirs: 1}
 	case a.typ() == TypeRegular:
-		return Stats{Files: 1, LogicalBytes: a.size}
+		return Stats{Files: 1, LogicalBytes: min(a.size, maxCounted)}
 	default:
 		return Stats{Files: 1}
 	}
@@ -72,7 +76,7 @@ func (a *attrs) inode(t tail) Inode {
 		Mode: a.mode, Nlink: a.nlink, UID: a.uid, GID: a.gid, Rdev: a.rdev,
 		Size: a.size, Atime: a.atime, Mtime: a.mtime, Ctime: a.ctime, Btime: a.btime,
 		Parent: a.parent, Target: t.target,
-		Content: Content{Inline: t.inline, Root: a.root, TreeSize: a.treeSize, Length: a.contentLen, Folded: a.folded},
+		Content: Content{Inline: t.inline, Root: a.root, TreeSize: a.treeSize, Length: a.contentLen, Holes: a.holes, Folded: a.folded},
 		Version: a.version, Began: a.began,
 	}
 }
@@ -81,7 +85,7 @@ func (a *attrs) inode(t tail) Inode {
 // cache keeps them long after the command is gone.
 func (r *record) setContent(c *Content) {
 	r.inline = append([]byte(nil), c.Inline...)
-	r.root, r.treeSize, r.contentLen, r.folded = c.Root, c.TreeSize, c.Length, c.Folded
+	r.root, r.treeSize, r.contentLen, r.holes, r.folded = c.Root, c.TreeSize, c.Length, c.Holes, c.Folded
 }
 
 // dentry is the value of a directory entry.
@@ -138,6 +142,7 @@ func (e *encoder) encodeInode(r *record) []byte {
 	if r.contentLen > 0 || r.folded > 0 || r.root.Defined() {
 		c := &e.content
 		c.Inline, c.TreeSize, c.Length, c.Folded = r.inline, uint64(r.treeSize), uint64(r.contentLen), r.folded
+		c.Holes = uint64(r.holes)
 		c.Root = r.root.Append(e.root[:0])
 		m.Content = c
 	}
@@ -200,7 +205,7 @@ func decodeInode(ino Ino, b []byte) (record, error) {
 			return record{}, fmt.Errorf("inode %d: %w", ino, err)
 		}
 		r.inline = c.Inline
-		r.root, r.treeSize, r.contentLen, r.folded = c.Root, c.TreeSize, c.Length, c.Folded
+		r.root, r.treeSize, r.contentLen, r.holes, r.folded = c.Root, c.TreeSize, c.Length, c.Holes, c.Folded
 	}
 	return r, nil
 }

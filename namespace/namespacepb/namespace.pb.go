@@ -234,6 +234,7 @@ type Content struct {
 	TreeSize      uint64                 `protobuf:"varint,3,opt,name=tree_size,json=treeSize,proto3" json:"tree_size,omitempty"`
 	Length        uint64                 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
 	Folded        uint64                 `protobuf:"varint,5,opt,name=folded,proto3" json:"folded,omitempty"`
+	Holes         uint64                 `protobuf:"varint,6,opt,name=holes,proto3" json:"holes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,6 +300,13 @@ func (x *Content) GetLength() uint64 {
 func (x *Content) GetFolded() uint64 {
 	if x != nil {
 		return x.Folded
+	}
+	return 0
+}
+
+func (x *Content) GetHoles() uint64 {
+	if x != nil {
+		return x.Holes
 	}
 	return 0
 }
@@ -1046,6 +1054,7 @@ type Create struct {
 	Target        []byte                 `protobuf:"bytes,7,opt,name=target,proto3" json:"target,omitempty"`
 	Content       *Content               `protobuf:"bytes,8,opt,name=content,proto3" json:"content,omitempty"`
 	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
+	Unnamed       bool                   `protobuf:"varint,10,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1141,6 +1150,13 @@ func (x *Create) GetSize() uint64 {
 		return x.Size
 	}
 	return 0
+}
+
+func (x *Create) GetUnnamed() bool {
+	if x != nil {
+		return x.Unnamed
+	}
+	return false
 }
 
 type Link struct {
@@ -1969,13 +1985,14 @@ const file_namespace_proto_rawDesc = "" +
 	"\bmtime_at\x18\x12 \x01(\x10R\amtimeAt\x12\x1f\n" +
 	"\vxattr_names\x18\x13 \x01(\rR\n" +
 	"xattrNames\x12!\n" +
-	"\fxattr_values\x18\x14 \x01(\rR\vxattrValues\"\x82\x01\n" +
+	"\fxattr_values\x18\x14 \x01(\rR\vxattrValues\"\x98\x01\n" +
 	"\aContent\x12\x16\n" +
 	"\x06inline\x18\x01 \x01(\fR\x06inline\x12\x12\n" +
 	"\x04root\x18\x02 \x01(\fR\x04root\x12\x1b\n" +
 	"\ttree_size\x18\x03 \x01(\x04R\btreeSize\x12\x16\n" +
 	"\x06length\x18\x04 \x01(\x04R\x06length\x12\x16\n" +
-	"\x06folded\x18\x05 \x01(\x04R\x06folded\"D\n" +
+	"\x06folded\x18\x05 \x01(\x04R\x06folded\x12\x14\n" +
+	"\x05holes\x18\x06 \x01(\x04R\x05holes\"D\n" +
 	"\x06Dentry\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\x12\x14\n" +
@@ -2023,7 +2040,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\bsnapshot\x18\x0e \x01(\v2 .cairn.namespace.v1.TakeSnapshotH\x00R\bsnapshot\x12G\n" +
 	"\rdrop_snapshot\x18\x0f \x01(\v2 .cairn.namespace.v1.TakeSnapshotH\x00R\fdropSnapshot\x12D\n" +
 	"\ftrim_history\x18\x10 \x01(\v2\x1f.cairn.namespace.v1.TrimHistoryH\x00R\vtrimHistoryB\x06\n" +
-	"\x04kind\"\xe3\x01\n" +
+	"\x04kind\"\xfd\x01\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -2033,7 +2050,9 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04rdev\x18\x06 \x01(\rR\x04rdev\x12\x16\n" +
 	"\x06target\x18\a \x01(\fR\x06target\x125\n" +
 	"\acontent\x18\b \x01(\v2\x1b.cairn.namespace.v1.ContentR\acontent\x12\x12\n" +
-	"\x04size\x18\t \x01(\x04R\x04size\"D\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x18\n" +
+	"\aunnamed\x18\n" +
+	" \x01(\bR\aunnamed\"D\n" +
 	"\x04Link\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
