@@ -31,16 +31,31 @@ func (fs *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, 
 		}
 		return fs.fail("create", in.NodeId, name, err)
 	}
-	if status := fs.opened(h, in.Flags, &out.OpenOut); status != fuse.OK {
+	return fs.created(&a, h, in.Flags, out)
+}
+
+// Tmpfile is open(2) with O_TMPFILE: a file without a name, which the kernel lets
+// be linked unless O_EXCL is set as well.
+func (fs *fileSystem) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	a, h, err := fs.vol.Tmpfile(context.Background(), namespace.Ino(in.NodeId), in.Mode, in.Flags&^syncFlags, caller(&in.InHeader, in.Umask))
+	if err != nil {
+		return fs.fail("tmpfile", in.NodeId, "", err)
+	}
+	return fs.created(&a, h, in.Flags, out)
+}
+
+// created answers with a new file that is open.
+func (fs *fileSystem) created(a *volume.Attr, h *volume.Handle, flags uint32, out *fuse.CreateOut) fuse.Status {
+	if status := fs.opened(h, flags, &out.OpenOut); status != fuse.OK {
 		return status
 	}
-	if in.Flags&syscall.O_ACCMODE == syscall.O_WRONLY {
+	if flags&syscall.O_ACCMODE == syscall.O_WRONLY {
 		// A file that is being written and cannot be read or mapped this
 		// way: its bytes need not pass through the page cache, which is a
 		// third of what FUSE costs a stream and splits odd-sized writes.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
-	fs.entry(&a, &out.EntryOut)
+	fs.entry(a, &out.EntryOut)
 	return fuse.OK
 }
 

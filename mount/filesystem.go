@@ -31,9 +31,8 @@ const (
 
 // fileSystem answers the kernel's requests: the methods of fuse.RawFileSystem.
 // The requests that it does not answer come from the embedded default as
-// ENOSYS, on which the kernel never asks again and does without: it takes holes
-// for data (LSEEK), copies through memory (COPY_FILE_RANGE), fails FALLOCATE and
-// O_TMPFILE with EOPNOTSUPP, and checks ACCESS and locks itself.
+// ENOSYS, on which the kernel never asks again and does without: it checks ACCESS
+// itself.
 //
 // Requests are not given up when the kernel says that the process which waits
 // got a signal (the cancel channels, unused here). It says so for any signal: a

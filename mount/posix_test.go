@@ -14,9 +14,6 @@ import (
 // with the reason.
 var notPassed = map[string]string{
 	"FcntlFlockLocksFile": "the test is wrong: it wants two locks of one process to conflict, which POSIX rules out",
-	"Fallocate":           "space cannot be reserved for content that is stored by its hash: EOPNOTSUPP",
-	"FallocateKeepSize":   "as Fallocate",
-	"Tmpfile":             "O_TMPFILE is not supported yet: EOPNOTSUPP, on which the test skips itself",
 }
 
 func TestPosixSuite(t *testing.T) {

@@ -35,9 +35,10 @@ const (
 //   - setuid and setgid are cleared here, on writes by the unprivileged, so that
 //     the kernel need not ask for security.capability before each write;
 //   - a node id is good for ever (see Lookup of "."), as NFS and
-//     open_by_handle_at need.
+//     open_by_handle_at need;
+//   - files with direct I/O can be mapped as well: nobody but this kernel writes.
 const capabilities = fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_NO_OPENDIR_SUPPORT |
-	fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_EXPORT_SUPPORT
+	fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_DIRECT_IO_ALLOW_MMAP
 
 // Server is a mounted volume.
 type Server struct {

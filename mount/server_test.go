@@ -302,8 +302,8 @@ func describe(t testing.TB, dir string) []string {
 				return err
 			}
 		}
-		lines = append(lines, fmt.Sprintf("%s inode %d mode %o links %d owner %d:%d device %d size %d blocks %d times %v %v %v: %s",
-			path, st.Ino, st.Mode, st.Nlink, st.Uid, st.Gid, st.Rdev, st.Size, st.Blocks, st.Atim, st.Mtim, st.Ctim, content))
+		lines = append(lines, fmt.Sprintf("%s inode %d mode %o links %d owner %d:%d device %d size %d times %v %v %v: %s",
+			path, st.Ino, st.Mode, st.Nlink, st.Uid, st.Gid, st.Rdev, st.Size, st.Atim, st.Mtim, st.Ctim, content))
 		return nil
 	}))
 	slices.Sort(lines)

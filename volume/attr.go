@@ -16,7 +16,7 @@ type Attr struct {
 	UID, GID   uint32
 	Rdev       uint32
 	Size       int64 // bytes
-	Blocks     int64 // units of 512 bytes, as if the file had no holes
+	Blocks     int64 // units of 512 bytes, without holes
 	Atime      int64 // nanoseconds since 1970, as the others
 	Mtime      int64
 	Ctime      int64
@@ -58,7 +58,7 @@ func attrOf(n *namespace.Inode) Attr {
 	return Attr{
 		Ino: n.Ino, Generation: n.Generation, Mode: n.Mode, Nlink: n.Nlink,
 		UID: n.UID, GID: n.GID, Rdev: n.Rdev,
-		Size: sizeOf(n), Blocks: blocks(sizeOf(n)),
+		Size: sizeOf(n), Blocks: blocks(allocated(n)),
 		Atime: n.Atime, Mtime: n.Mtime, Ctime: n.Ctime,
 		Version: n.Version,
 	}
@@ -69,6 +69,14 @@ func sizeOf(n *namespace.Inode) int64 {
 		return int64(len(n.Target))
 	}
 	return n.Size
+}
+
+// allocated returns how many bytes of n are not in holes.
+func allocated(n *namespace.Inode) int64 {
+	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		return sizeOf(n)
+	}
+	return max(n.Content.Length-n.Content.Holes, 0)
 }
 
 func blocks(size int64) int64 { return size/512 + min(size%512, 1) }

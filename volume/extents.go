@@ -5,12 +5,14 @@ import (
 
 	"github.com/tidwall/btree"
 
+	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/index/journal"
 )
 
-// Written ranges of a file that are not part of its tree yet are kept as
-// extents: non-overlapping, ordered by offset, each with its bytes in memory,
-// in a journal record, or both. This file is the map of them and holds no lock.
+// Changed ranges of a file that are not part of its tree yet are kept as extents:
+// non-overlapping, ordered by offset. The bytes of one are in memory, in a journal
+// record, or both; or it has none of its own, because they are zeros or those of
+// another file's tree. This file is the map of them and holds no lock.
 
 // Sizes of extents, in bytes. One write of FUSE makes at most a smallExtent; what
 // follows it without a gap is appended up to a maxExtent. So a stream that is
@@ -21,23 +23,35 @@ const (
 	maxExtent   = 8 << 20
 )
 
-// extent is one written range. An extent with seq != 0 is never changed in
+// extent is one changed range. An extent with seq != 0 is never changed in
 // place: its bytes must stay those of the record.
 type extent struct {
-	off int64
-	n   int64
-	mem []byte           // n bytes, or nil when they are only in the journal
-	seq journal.Seq      // record that holds the bytes; 0: none
-	at  journal.Location // payload of that record
-	pos int64            // where in the payload the extent begins
+	off  int64
+	n    int64
+	kind extentKind
+	mem  []byte           // of written: n bytes, or nil when they are only in the journal
+	seq  journal.Seq      // record that holds the bytes or says what they are; 0: none
+	at   journal.Location // of written: payload of that record
+	pos  int64            // of written: where in the payload the extent begins; of shared: where in the tree
+	tree *manifest.Reader // of shared
 }
+
+// extentKind says what the bytes of an extent are.
+type extentKind uint8
+
+const (
+	written extentKind = iota
+	zeros              // of a punched hole, or of space that was allocated
+	shared             // those of a tree that is stored, as copy_file_range makes them
+)
 
 func (e extent) end() int64 { return e.off + e.n }
 
 // slice returns the part [from, to) of e.
 func (e extent) slice(from, to int64) extent {
 	d := from - e.off
-	s := extent{off: from, n: to - from, seq: e.seq, at: e.at, pos: e.pos + d}
+	s := e
+	s.off, s.n, s.pos = from, to-from, e.pos+d
 	if e.mem != nil {
 		s.mem = e.mem[d : d+s.n : d+s.n]
 	}
@@ -50,8 +64,9 @@ type extents struct {
 
 	byEnd btree.Map[int64, extent] // keyed by end, so that a search finds what reaches past an offset
 	mem   int64                    // bytes of memory taken
-	bytes int64                    // bytes in all
-	loose int64                    // bytes without a record
+	bytes int64                    // bytes of written extents
+	refer int64                    // bytes of shared extents
+	loose int64                    // bytes of written extents without a record
 }
 
 func (m *extents) empty() bool { return m.byEnd.Len() == 0 }
@@ -67,6 +82,12 @@ func (m *extents) remove(e extent) {
 }
 
 func (m *extents) count(e extent, sign int64) {
+	if e.kind == shared {
+		m.refer += sign * e.n
+	}
+	if e.kind != written {
+		return
+	}
 	m.bytes += sign * e.n
 	if e.mem != nil {
 		m.mem += sign * int64(cap(e.mem))
@@ -79,6 +100,9 @@ func (m *extents) count(e extent, sign int64) {
 // each calls fn for the extents that overlap [from, to), in order, until fn
 // returns false. fn must not change the map.
 func (m *extents) each(from, to int64, fn func(extent) bool) {
+	if from >= to {
+		return
+	}
 	m.byEnd.Ascend(from+1, func(_ int64, e extent) bool {
 		return e.off < to && fn(e)
 	})
@@ -127,7 +151,7 @@ func (m *extents) write(p []byte, off int64) {
 // one extent.
 func (m *extents) extend(p []byte, off int64) bool {
 	e, ok := m.byEnd.Get(off)
-	if !ok || e.seq != 0 || e.n+int64(len(p)) > maxExtent {
+	if !ok || e.kind != written || e.seq != 0 || e.n+int64(len(p)) > maxExtent {
 		return false
 	}
 	overlaps := false
@@ -151,7 +175,7 @@ func (m *extents) extend(p []byte, off int64) bool {
 func (m *extents) overwrite(p []byte, off int64) bool {
 	done := false
 	m.each(off, off+1, func(e extent) bool {
-		if e.off <= off && e.end() >= off+int64(len(p)) && e.seq == 0 {
+		if e.off <= off && e.end() >= off+int64(len(p)) && e.kind == written && e.seq == 0 {
 			copy(e.mem[off-e.off:], p)
 			done = true
 		}
@@ -160,11 +184,13 @@ func (m *extents) overwrite(p []byte, off int64) bool {
 	return done
 }
 
-// run returns the extents that follow each other without a gap from off on.
+// run returns the extents that follow each other without a gap from off on, up to
+// the first one whose bytes are another tree's: should that be damaged, a stream
+// that was given it would be lost.
 func (m *extents) run(off int64) []extent {
 	var list []extent
 	m.byEnd.Ascend(off+1, func(_ int64, e extent) bool {
-		if e.off != off {
+		if e.off != off || e.kind == shared {
 			return false
 		}
 		list = append(list, e)
@@ -172,6 +198,25 @@ func (m *extents) run(off int64) []extent {
 		return true
 	})
 	return list
+}
+
+// stream is run up to the last extent that was written: zeros behind it may be
+// written yet.
+func (m *extents) stream(off int64) []extent {
+	run := m.run(off)
+	for len(run) > 0 && run[len(run)-1].kind != written {
+		run = run[:len(run)-1]
+	}
+	return run
+}
+
+// snapshot returns a copy that stays as it is, at no cost.
+func (m *extents) snapshot() extents { return extents{byEnd: *m.byEnd.Copy()} }
+
+// end returns where the last extent ends.
+func (m *extents) end() (int64, bool) {
+	end, _, ok := m.byEnd.Max()
+	return end, ok
 }
 
 // all returns every extent in order.

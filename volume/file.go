@@ -77,15 +77,15 @@ type stream struct {
 	blocks *waiting // what w writes to
 }
 
-// write appends p. If there was no space for what came before, it fails and
-// takes nothing.
-func (s *stream) write(ctx context.Context, p []byte) error {
+// append appends the bytes of e. If there was no space for what came before, it
+// fails and takes nothing.
+func (s *stream) append(ctx context.Context, v *Volume, e extent) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.blocks.settle(ctx); err != nil {
 		return err
 	}
-	return s.w.Write(ctx, p)
+	return v.appendExtent(ctx, s.w, e)
 }
 
 // snapshot returns the root of what was written so far, all of it stored.
@@ -114,7 +114,7 @@ func (v *Volume) baseOf(c namespace.Content) base {
 	case len(c.Inline) > 0:
 		b.inline, b.length = c.Inline, int64(len(c.Inline))
 	case c.Root.Defined():
-		b.root = manifest.Root{CID: c.Root, Size: c.TreeSize}
+		b.root = manifest.Root{CID: c.Root, Size: c.TreeSize, Holes: c.Holes}
 		b.reader = v.reader(b.root)
 	}
 	return b
@@ -150,7 +150,7 @@ func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
 	type piece struct {
 		p   []byte
 		off int64
-		e   extent // where the bytes are; e.seq == 0: in the base
+		e   *extent // where the bytes are; nil: in the base
 	}
 	f.mu.Lock()
 	if off >= f.size {
@@ -176,10 +176,13 @@ func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
 			if e.off > from {
 				scan(layer+1, from, e.off)
 			}
-			if e.mem != nil {
+			switch {
+			case e.mem != nil:
 				copy(p[e.off-off:], e.mem)
-			} else {
-				rest = append(rest, piece{p: p[e.off-off : e.end()-off], off: e.off, e: e})
+			case e.kind == zeros:
+				clear(p[e.off-off : e.end()-off])
+			default:
+				rest = append(rest, piece{p: p[e.off-off : e.end()-off], off: e.off, e: &e})
 			}
 			from = e.end()
 			return true
@@ -194,7 +197,7 @@ func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
 		scan(0, off, off+int64(len(p)))
 	}
 	b := f.base
-	if slices.ContainsFunc(rest, func(r piece) bool { return r.e.seq != 0 }) {
+	if slices.ContainsFunc(rest, func(r piece) bool { return r.e != nil && r.e.kind == written }) {
 		// The records must stay in the journal while they are read, even
 		// if the file is folded in between.
 		f.v.trimming.RLock()
@@ -203,8 +206,8 @@ func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
 	f.mu.Unlock()
 	for _, r := range rest {
 		var err error
-		if r.e.seq != 0 {
-			err = f.v.o.Journal.ReadAt(r.p, r.e.at, r.e.pos)
+		if r.e != nil {
+			err = f.v.readExtent(ctx, *r.e, r.p)
 		} else {
 			err = b.readAt(ctx, r.p, r.off)
 		}
@@ -256,13 +259,15 @@ func (f *file) touch(t int64) {
 	}
 }
 
-// streamable returns how many dirty bytes follow the end of the base without a
+// streamable returns how many written bytes follow the end of the base without a
 // gap.
 func (f *file) streamable() int64 {
 	var n int64
 	if f.frozen.empty() {
-		for _, e := range f.dirty.run(f.base.length) {
-			n += e.n
+		for _, e := range f.dirty.stream(f.base.length) {
+			if e.kind == written {
+				n += e.n
+			}
 		}
 	}
 	return n
@@ -272,11 +277,24 @@ func (f *file) streamable() int64 {
 func (f *file) attr(a *Attr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a.Size, a.Blocks = f.size, blocks(f.size)
+	a.Size, a.Blocks = f.size, blocks(min(f.allocated(), f.size))
 	if f.changed {
 		a.Mtime = f.mtime
 		a.Ctime = max(a.Ctime, f.ctime)
 	}
+}
+
+// allocated returns how many bytes are in none of the holes that are known, those
+// that hide others counted again. Called with mu held.
+func (f *file) allocated() int64 {
+	n := f.base.length
+	if f.base.reader != nil {
+		n = max(n-f.base.root.Holes, 0)
+	}
+	for _, m := range []*extents{&f.dirty, &f.frozen} {
+		n += m.bytes + m.refer
+	}
+	return n
 }
 
 // clean reports whether the namespace knows everything about the file.

@@ -156,7 +156,7 @@ func (m *modelTest) do() {
 	ctx := m.t.Context()
 	f := m.files[m.rnd.IntN(len(m.files))]
 	length := int64(len(f.content))
-	switch m.rnd.IntN(23) {
+	switch m.rnd.IntN(30) {
 	case 0, 1, 2, 3, 4, 5:
 		off, p := m.rnd.Int64N(length+1+length/8), m.bytes(m.size())
 		m.log("inode %d: write [%d,%d) of %d", f.ino, off, off+int64(len(p)), length)
@@ -226,8 +226,80 @@ func (m *modelTest) do() {
 			m.keep = keep
 			return m.r.journal.Trim(keep)
 		}))
+	case 22:
+		off, n, keepSize := m.rnd.Int64N(length+1), m.size(), m.rnd.IntN(2) == 0
+		m.log("inode %d: zero [%d,%d) of %d, keep size %v", f.ino, off, off+n, length, keepSize)
+		m.must(f.h.Zero(ctx, off, n, keepSize))
+		end := off + n
+		if keepSize {
+			end = min(end, length)
+		}
+		f.resize(max(length, end))
+		clear(f.content[off:end])
+		f.changed()
+	case 23:
+		off, n, keepSize := m.rnd.Int64N(length+1), m.size(), m.rnd.IntN(2) == 0
+		m.log("inode %d: allocate [%d,%d) of %d, keep size %v", f.ino, off, off+n, length, keepSize)
+		m.must(f.h.Allocate(ctx, off, n, keepSize))
+		if !keepSize {
+			f.resize(max(length, off+n))
+		}
+		f.changed()
+	case 24, 25:
+		m.copyRange(f, m.files[m.rnd.IntN(len(m.files))])
+	case 26:
+		m.seek(f)
 	default:
 		m.compare(f)
+	}
+}
+
+// copyRange copies a part of one file, which may be the same, over another.
+func (m *modelTest) copyRange(to, from *modelFile) {
+	off, srcOff, n := m.rnd.Int64N(int64(len(to.content))+1), m.rnd.Int64N(int64(len(from.content))+1), m.size()*4
+	if m.rnd.IntN(3) == 0 {
+		off, srcOff, n = 0, 0, int64(len(from.content))
+	}
+	if to == from && off < srcOff+n && srcOff < off+n {
+		return
+	}
+	m.log("inode %d: copy %d bytes at %d from inode %d at %d of %d", to.ino, n, off, from.ino, srcOff, len(from.content))
+	got, err := to.h.CopyRange(m.t.Context(), off, from.h, srcOff, n)
+	if !m.unlessFull(err) {
+		return
+	}
+	n = min(n, int64(len(from.content))-srcOff)
+	if got != n {
+		m.fatalf("copied %d bytes, want %d", got, n)
+	}
+	if n > 0 {
+		src := bytes.Clone(from.content[srcOff : srcOff+n])
+		to.resize(max(int64(len(to.content)), off+n))
+		copy(to.content[off:], src)
+	}
+	to.changed()
+}
+
+// seek goes through a file by its holes. What is in one must be zeros.
+func (m *modelTest) seek(f *modelFile) {
+	m.log("inode %d: seek", f.ino)
+	at, size := int64(0), int64(len(f.content))
+	for hole := true; at < size; hole = !hole {
+		next, err := f.h.Seek(m.t.Context(), at, !hole)
+		if errors.Is(err, ErrNoData) && hole {
+			next, err = size, nil
+		}
+		m.must(err)
+		if next < at || next > size || next == at && at > 0 {
+			m.fatalf("inode %d: from %d of %d to %d (hole %v)", f.ino, at, size, next, hole)
+		}
+		if hole && len(bytes.Trim(f.content[at:next], "\x00")) > 0 {
+			m.fatalf("inode %d: data in the hole [%d,%d)", f.ino, at, next)
+		}
+		at = next
+	}
+	if _, err := f.h.Seek(m.t.Context(), size, true); !errors.Is(err, ErrNoData) {
+		m.fatalf("inode %d: a hole beyond the end: %v", f.ino, err)
 	}
 }
 

@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"fmt"
-	"io"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
@@ -24,7 +23,7 @@ func (f *file) drainTail(ctx context.Context) error {
 			f.mu.Unlock()
 			return nil
 		}
-		run := f.dirty.run(f.base.length)
+		run := f.dirty.stream(f.base.length)
 		for _, e := range run {
 			f.dirty.remove(e)
 			f.frozen.add(e)
@@ -45,11 +44,7 @@ func (f *file) feed(ctx context.Context, run []extent) error {
 	}
 	s := f.base.stream
 	for _, e := range run {
-		p, err := f.v.bytesOf(e)
-		if err != nil {
-			return err
-		}
-		if err := s.write(ctx, p); err != nil {
+		if err := s.append(ctx, f.v, e); err != nil {
 			return err
 		}
 		f.mu.Lock()
@@ -158,7 +153,11 @@ func (f *file) fold(ctx context.Context, size int64) (namespace.Content, error) 
 	if err != nil {
 		return namespace.Content{}, err
 	}
-	return namespace.Content{Root: root.CID, TreeSize: root.Size, Length: root.Size}, nil
+	return contentOf(root), nil
+}
+
+func contentOf(root manifest.Root) namespace.Content {
+	return namespace.Content{Root: root.CID, TreeSize: root.Size, Length: root.Size, Holes: root.Holes}
 }
 
 func (f *file) foldTree(ctx context.Context, size int64) (manifest.Root, error) {
@@ -205,11 +204,7 @@ func (f *file) build(ctx context.Context, size int64) (manifest.Root, error) {
 		if err := gap(e.off); err != nil {
 			return manifest.Root{}, err
 		}
-		p, err := f.v.bytesOf(e)
-		if err != nil {
-			return manifest.Root{}, err
-		}
-		if err := w.Write(ctx, p); err != nil {
+		if err := f.v.appendExtent(ctx, w, e); err != nil {
 			return manifest.Root{}, err
 		}
 		pos = e.end()
@@ -238,35 +233,13 @@ func (f *file) edits(size int64) []manifest.Edit {
 	pos := int64(0)
 	for _, e := range f.frozen.all() {
 		zero(pos, e.off)
-		edits = append(edits, manifest.Edit{Off: e.off, Len: e.n, Data: extentReader{f.v, e}})
+		edits = append(edits, f.v.editOf(e))
 		pos = e.end()
 	}
 	if f.base.stream == nil {
 		zero(pos, size)
 	}
 	return edits
-}
-
-// extentReader reads an extent by offsets of the file.
-type extentReader struct {
-	v *Volume
-	e extent
-}
-
-func (r extentReader) ReadAt(p []byte, off int64) (int, error) {
-	n := int(max(0, min(int64(len(p)), r.e.end()-off)))
-	if n > 0 {
-		e := r.e.slice(off, off+int64(n))
-		if e.mem != nil {
-			copy(p, e.mem)
-		} else if err := r.v.o.Journal.ReadAt(p[:n], e.at, e.pos); err != nil {
-			return 0, err
-		}
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
 }
 
 // readFrozen fills p, the beginning of the file, from the frozen layer and the
@@ -277,7 +250,7 @@ func (f *file) readFrozen(ctx context.Context, p []byte) error {
 	}
 	for _, e := range f.frozen.overlapping(0, int64(len(p))) {
 		e = e.slice(e.off, min(e.end(), int64(len(p))))
-		if _, err := (extentReader{f.v, e}).ReadAt(p[e.off:e.end()], e.off); err != nil {
+		if err := f.v.readExtent(ctx, e, p[e.off:e.end()]); err != nil {
 			return err
 		}
 	}
@@ -347,7 +320,8 @@ func (f *file) nameStream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := namespace.Content{Root: root.CID, TreeSize: root.Size, Length: root.Size, Folded: uint64(f.folded)}
+	c := contentOf(root)
+	c.Folded = uint64(f.folded)
 	return f.name(ctx, c, max(root.Size, f.committed.Size))
 }
 
@@ -365,24 +339,32 @@ func (f *file) record(spill bool) error {
 		if e.seq != 0 {
 			continue
 		}
+		if e.kind != written {
+			loose = append(loose, e)
+			continue
+		}
 		f.dirty.remove(e)
-		for from := e.off; from < e.end(); from += recordMax {
-			part := e.slice(from, min(from+recordMax, e.end()))
+		for from := e.off; from < e.end(); {
+			part := e.slice(from, from+min(recordMax, e.end()-from))
 			f.dirty.add(part)
 			loose = append(loose, part)
+			from = part.end()
 		}
 	}
 	for i := range loose {
 		e := &loose[i]
 		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime, First: i == 0, More: i+1 < len(loose)}
+		p := rec.describe(e)
 		var err error
-		if e.seq, e.at, err = f.v.appendRange(&rec, e.mem); err != nil {
+		if e.seq, e.at, err = f.v.appendRange(&rec, p); err != nil {
 			return fmt.Errorf("journal inode %d at %d: %w", f.ino, e.off, err)
 		}
 	}
 	// Only now: a restart takes nothing of a group that is not complete.
 	for _, e := range loose {
-		e.pos = rangeHeaderSize
+		if e.kind == written {
+			e.pos = rangeHeaderSize
+		}
 		f.dirty.put(e)
 		f.recorded(e.seq)
 	}
@@ -403,15 +385,6 @@ func (f *file) recorded(seq journal.Seq) {
 	if f.first == 0 {
 		f.first = seq
 	}
-}
-
-// bytesOf returns the bytes of e, from memory or the journal.
-func (v *Volume) bytesOf(e extent) ([]byte, error) {
-	if e.mem != nil {
-		return e.mem, nil
-	}
-	p := make([]byte, e.n)
-	return p, v.o.Journal.ReadAt(p, e.at, e.pos)
 }
 
 // cid returns the file's CID, and stores and names what it needs for that.

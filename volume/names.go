@@ -63,9 +63,6 @@ func (v *Volume) SetAttr(ctx context.Context, ino namespace.Ino, s SetAttr) (Att
 		if s.Size < 0 {
 			return Attr{}, namespace.ErrInvalid
 		}
-		if s.Size > maxSize {
-			return Attr{}, ErrTooBig
-		}
 		f, err := v.acquire(ino)
 		if err != nil {
 			return Attr{}, err
@@ -182,6 +179,23 @@ func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, 
 	return attrOf(&n), h, nil
 }
 
+// Tmpfile makes a regular file without a name and opens it. Link may give it one;
+// else it goes when it is closed.
+func (v *Volume) Tmpfile(ctx context.Context, parent namespace.Ino, mode, flags uint32, c Caller) (Attr, *Handle, error) {
+	res, err := v.propose(ctx, &namespace.Create{
+		Parent: parent, Unnamed: true, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, UID: c.UID, GID: c.GID,
+	})
+	if err != nil {
+		return Attr{}, nil, err
+	}
+	v.orphaned(res, nil)
+	h, err := v.Open(ctx, res.Orphan, flags&^syscall.O_TRUNC)
+	if err != nil {
+		return Attr{}, nil, err
+	}
+	return attrOf(&res.Inodes[0]), h, nil
+}
+
 // Open opens a regular file. The caller has checked permissions. O_TRUNC,
 // O_APPEND, O_SYNC and O_DSYNC in flags count.
 func (v *Volume) Open(ctx context.Context, ino namespace.Ino, flags uint32) (*Handle, error) {
@@ -203,7 +217,23 @@ func (v *Volume) Link(ctx context.Context, ino, parent namespace.Ino, name strin
 	if _, err := v.propose(ctx, &namespace.Link{Ino: ino, Parent: parent, Name: name}); err != nil {
 		return Attr{}, err
 	}
+	v.adopted(ino)
 	return v.GetAttr(ctx, ino)
+}
+
+// adopted notes that ino has a name, maybe after having had none.
+func (v *Volume) adopted(ino namespace.Ino) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, was := v.orphans[ino]; !was {
+		return
+	}
+	delete(v.orphans, ino)
+	if f := v.files[ino]; f != nil {
+		f.mu.Lock()
+		f.orphan = false
+		f.mu.Unlock()
+	}
 }
 
 // Unlink removes a name of anything but a directory. An inode without a name

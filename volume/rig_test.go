@@ -89,6 +89,7 @@ func openRig(t testing.TB, fs vfs.FS, keep journal.Seq) *rig {
 		Store: r.full, Format: testFormat(t), State: r.state, Log: log, Journal: r.journal,
 		Usage:        func() (Usage, error) { return Usage{Total: 1 << 40, Free: 1 << 39, Avail: 1 << 39}, nil },
 		SyncInterval: time.Hour,
+		shareMin:     8 << 10,
 	})
 	must(r.journal.Replay(keep, r.blocks.ValidMark(), func(rec journal.Record) error {
 		if rec.Kind == journal.KindRange {

@@ -112,13 +112,14 @@ func TestSizesBeyondTheLargestAreRefusedAndLeaveNoRecord(t *testing.T) {
 	h := r.create("file")
 	r.write(h, pattern(20<<10, 1), 0)
 	r.must(h.Fsync(t.Context(), false))
-	for _, size := range []int64{maxSize + 1, 1<<63 - 1} {
-		if _, err := r.SetAttr(t.Context(), h.Ino(), SetAttr{Valid: SetSize, Size: size}); !errors.Is(err, ErrTooBig) {
-			t.Errorf("size %d: %v", size, err)
+	_, err := h.Write(t.Context(), []byte("x"), maxSize)
+	_, copyErr := h.CopyRange(t.Context(), maxSize-5, h, 0, 6)
+	for what, err := range map[string]error{
+		"write": err, "zero": h.Zero(t.Context(), maxSize, 1, false), "allocate": h.Allocate(t.Context(), 1, maxSize, false), "copy": copyErr,
+	} {
+		if !errors.Is(err, ErrTooBig) {
+			t.Errorf("%s beyond the largest size: %v", what, err)
 		}
-	}
-	if _, err := h.Write(t.Context(), []byte("x"), maxSize); !errors.Is(err, ErrTooBig) {
-		t.Errorf("write at the largest size: %v", err)
 	}
 	r.must(r.Sync(t.Context()))
 	r, _ = r.powerLoss(fs)
@@ -225,7 +226,7 @@ func TestATruncateWithoutItsCommandIsNotUndoneByTheNext(t *testing.T) {
 
 func TestGroupsOfOneFileAreToldApart(t *testing.T) {
 	rec := func(off int64, first, more bool) replayed {
-		return replayed{rangeRecord: rangeRecord{Off: off, First: first, More: more}, seq: journal.Seq(off), n: 1}
+		return replayed{rangeRecord: rangeRecord{Off: off, N: 1, First: first, More: more}, seq: journal.Seq(off)}
 	}
 	r := openRig(t, vfs.NewCrashableMem(), 0)
 	h := r.create("file")

@@ -40,8 +40,10 @@ const (
 
 // Errors of the volume's own; others are those of packages namespace and cas.
 var (
-	// ErrTooBig says that a write or size lies beyond 1 EiB.
+	// ErrTooBig says that a write ends beyond 2^63-1 bytes.
 	ErrTooBig = errors.New("file too large")
+	// ErrNoData says that no data follows in the file.
+	ErrNoData = errors.New("no data from there to the end of the file")
 	// ErrNotRegular says that an operation wants a regular file.
 	ErrNotRegular = errors.New("not a regular file")
 	// ErrReserved says that an attribute name belongs to Cairn.
@@ -66,6 +68,8 @@ type Options struct {
 	SyncInterval time.Duration    // default 5 s
 	CacheBytes   int64            // of verified leaves, default 32 MiB
 	Logger       *slog.Logger     // default: none
+
+	shareMin int64 // less in tests
 }
 
 // Volume is one mounted tree of files. Its methods may be called at the same
@@ -100,6 +104,9 @@ func New(o Options) *Volume {
 	}
 	if o.SyncInterval == 0 {
 		o.SyncInterval = 5 * time.Second
+	}
+	if o.shareMin == 0 {
+		o.shareMin = defaultShareMin
 	}
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 32 << 20

@@ -1,0 +1,66 @@
+//go:build linux
+
+package mount
+
+import (
+	"context"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Operations on ranges of open files. The kernel has written back and dropped the
+// pages concerned, and refused the modes of fallocate that it does not pass on.
+
+// Fallocate is fallocate(2).
+func (fs *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	ctx, off, n := context.Background(), int64(in.Offset), int64(in.Length)
+	keepSize := in.Mode&unix.FALLOC_FL_KEEP_SIZE != 0
+	var err error
+	switch in.Mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0:
+		err = h.Allocate(ctx, off, n, keepSize)
+	case unix.FALLOC_FL_PUNCH_HOLE, unix.FALLOC_FL_ZERO_RANGE:
+		err = h.Zero(ctx, off, n, keepSize)
+	default:
+		return fuse.ENOTSUP
+	}
+	return fs.status("fallocate", in.NodeId, "", err)
+}
+
+// Lseek is lseek(2) with SEEK_DATA or SEEK_HOLE.
+func (fs *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
+		return fuse.EINVAL
+	}
+	off, err := h.Seek(context.Background(), int64(in.Offset), in.Whence == unix.SEEK_HOLE)
+	if err != nil {
+		return fs.fail("lseek", in.NodeId, "", err)
+	}
+	out.Offset = uint64(off)
+	return fuse.OK
+}
+
+// maxCopy is how many bytes one COPY_FILE_RANGE may answer for.
+const maxCopy = 1 << 31
+
+// CopyFileRange is copy_file_range(2) within the mount.
+func (fs *fileSystem) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	from, to := fs.handles.get(in.FhIn), fs.handles.get(in.FhOut)
+	if from == nil || to == nil {
+		return 0, fuse.EBADF
+	}
+	n, err := to.CopyRange(context.Background(), int64(in.OffOut), from, int64(in.OffIn), int64(min(in.Len, maxCopy)))
+	if err != nil {
+		return 0, fs.fail("copy_file_range", in.NodeId, "", err)
+	}
+	return uint32(n), fuse.OK
+}
