@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -70,6 +72,11 @@ func (fs *fileSystem) fail(op string, ino uint64, name string, err error) fuse.S
 		if name != "" {
 			attrs = append(attrs, "name", name)
 		}
+		if fs.searches.allow(fs.now()) {
+			if path, ok := fs.vol.Path(namespace.Ino(ino)); ok {
+				attrs = append(attrs, "path", path)
+			}
+		}
 		var block *cas.BlockError
 		if errors.As(err, &block) {
 			attrs = append(attrs, slog.String("cid", block.CID.String()))
@@ -85,4 +92,15 @@ func (fs *fileSystem) status(op string, ino uint64, name string, err error) fuse
 		return fuse.OK
 	}
 	return fs.fail(op, ino, name, err)
+}
+
+// searches lets a path be searched for now and then: a damaged disk may give
+// thousands of errors, and a search looks through all that is cached.
+type searches struct{ last atomic.Int64 }
+
+const searchEvery = 100 * time.Millisecond
+
+func (s *searches) allow(now time.Time) bool {
+	last, t := s.last.Load(), now.UnixNano()
+	return (t < last || t-last >= int64(searchEvery)) && s.last.CompareAndSwap(last, t)
 }

@@ -43,11 +43,12 @@ const (
 type fileSystem struct {
 	fuse.RawFileSystem
 
-	vol     *volume.Volume
-	now     func() time.Time
-	log     *slog.Logger
-	handles handles
-	known   lookups
+	vol      *volume.Volume
+	now      func() time.Time
+	log      *slog.Logger
+	handles  handles
+	known    lookups
+	searches searches
 
 	// keepsDirs says that the kernel needs no handles of directories.
 	keepsDirs bool

@@ -23,6 +23,7 @@ import (
 )
 
 func TestErrorsBecomeErrnos(t *testing.T) {
+	fs := newKernel(t).fileSystem
 	corrupt := &cas.BlockError{Op: "get", CID: cas.Sum(cas.Raw, []byte("x")), Err: cas.ErrCorrupt}
 	for _, c := range []struct {
 		err    error
@@ -65,7 +66,7 @@ func TestErrorsBecomeErrnos(t *testing.T) {
 		{errors.New("something new"), syscall.EIO, "something new"},
 	} {
 		var log bytes.Buffer
-		fs := &fileSystem{log: slog.New(slog.NewTextHandler(&log, nil))}
+		fs.log = slog.New(slog.NewTextHandler(&log, nil))
 		if got := fs.fail("lookup", 77, "file", c.err); got != fuse.Status(c.want) {
 			t.Errorf("%v is %v, want %v", c.err, got, c.want)
 		}
@@ -73,7 +74,6 @@ func TestErrorsBecomeErrnos(t *testing.T) {
 			t.Errorf("%v is logged as %q, want %q in it", c.err, logged, c.logged)
 		}
 	}
-	fs := &fileSystem{}
 	if got := fs.status("lookup", 77, "file", nil); got != fuse.OK {
 		t.Errorf("no error is %v", got)
 	}

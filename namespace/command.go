@@ -106,7 +106,10 @@ const (
 	AttrGID
 	AttrAtime
 	AttrMtime
-	attrAll = AttrMode | AttrUID | AttrGID | AttrAtime | AttrMtime
+	// AttrAccessed makes Atime the atime if it is later, as reading does. That
+	// is no change that shows in ctime.
+	AttrAccessed
+	attrAll = AttrMode | AttrUID | AttrGID | AttrAtime | AttrMtime | AttrAccessed
 )
 
 // SetAttr changes attributes. An empty mask changes nothing, not even ctime.

@@ -313,7 +313,11 @@ func (m *model) doInode(now int64, op Op) (Ino, error) {
 }
 
 func (m *model) setAttr(now int64, n *modelInode, op *SetAttr) {
-	if op.Mask != 0 {
+	if op.Mask&AttrAccessed != 0 && op.Atime > n.Atime {
+		m.touched[n.Ino] = true
+		n.Atime = op.Atime
+	}
+	if op.Mask&^AttrAccessed != 0 {
 		m.changed(now, n)
 	}
 	if op.Mask&AttrMode != 0 {

@@ -68,7 +68,11 @@ func (t *txn) setAttr(op *SetAttr) (*stagedInode, error) {
 	if typ := op.Mode & TypeMask; op.Mask&AttrMode != 0 && (op.Mode&^(TypeMask|modeBits) != 0 || typ != 0 && typ != n.typ()) {
 		return nil, fmt.Errorf("%w: mode %#o", ErrInvalid, op.Mode)
 	}
-	if op.Mask != 0 {
+	if op.Mask&AttrAccessed != 0 && op.Atime > n.atime {
+		t.touch(n)
+		n.atime = op.Atime
+	}
+	if op.Mask&^AttrAccessed != 0 {
 		t.change(n)
 	}
 	if op.Mask&AttrMode != 0 {

@@ -35,7 +35,9 @@ func (v *Volume) Lookup(ctx context.Context, parent namespace.Ino, name string) 
 	if n.Mode&syscall.S_IFMT == syscall.S_IFREG {
 		return v.GetAttr(ctx, n.Ino)
 	}
-	return attrOf(&n), nil
+	a := attrOf(&n)
+	v.accesses.lay(&a)
+	return a, nil
 }
 
 // GetAttr returns the attributes of ino.
@@ -54,8 +56,12 @@ func (v *Volume) GetAttr(_ context.Context, ino namespace.Ino) (Attr, error) {
 	if f != nil {
 		f.attr(&a)
 	}
+	v.accesses.lay(&a)
 	return a, nil
 }
+
+// Path returns a path that leads to ino, for messages; it may not find one.
+func (v *Volume) Path(ino namespace.Ino) (string, bool) { return v.o.State.Path(ino) }
 
 // SetAttr changes the attributes that s.Valid names and returns all.
 func (v *Volume) SetAttr(ctx context.Context, ino namespace.Ino, s SetAttr) (Attr, error) {
@@ -82,6 +88,9 @@ func (v *Volume) SetAttr(ctx context.Context, ino namespace.Ino, s SetAttr) (Att
 }
 
 func (v *Volume) setAttr(ctx context.Context, ino namespace.Ino, s SetAttr) error {
+	if s.Valid&SetAtime != 0 {
+		v.accesses.forget(ino)
+	}
 	op := &namespace.SetAttr{
 		Ino: ino, Mode: s.Mode, UID: s.UID, GID: s.GID, Atime: s.Atime, Mtime: s.Mtime, KillPriv: s.KillPriv,
 	}

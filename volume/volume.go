@@ -84,6 +84,8 @@ type Volume struct {
 	orphans map[namespace.Ino]bool  // without a name, not reaped yet; true: unknown to the kernel
 	closed  bool
 
+	accesses accesses
+
 	mem      atomic.Int64 // dirty bytes in memory
 	buffers  buffers
 	writers  sync.Pool    // of *manifest.Writer, for files that are written at once
@@ -156,7 +158,7 @@ func (v *Volume) Close(ctx context.Context) error {
 		v.stop()
 		v.done.Wait()
 	}
-	var errs []error
+	errs := []error{v.nameAccesses(ctx)}
 	for _, f := range v.unclean() {
 		f.move.Lock()
 		errs = append(errs, f.commit(ctx))
