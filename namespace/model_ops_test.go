@@ -70,7 +70,7 @@ func (m *model) set(now int64, dir *modelInode, name string, to *modelInode) {
 		}
 	}
 	m.changed(now, dir)
-	dir.Size, dir.Mtime, dir.mtimeAt, dir.Version = int64(len(dir.entries)), now, 0, m.applied
+	dir.Size, dir.Mtime, dir.MtimeSet, dir.Version = int64(len(dir.entries)), now, 0, m.applied
 }
 
 func (m *model) unlinked(now int64, n *modelInode) {
@@ -309,6 +309,7 @@ func (m *model) doInode(now int64, op Op) (Ino, error) {
 			n.Mode = mode
 		}
 	}
+	n.HasXattrs = len(n.xattrs) > 0
 	return n.Ino, nil
 }
 
@@ -333,7 +334,7 @@ func (m *model) setAttr(now int64, n *modelInode, op *SetAttr) {
 		n.Atime = op.Atime
 	}
 	if op.Mask&AttrMtime != 0 {
-		n.Mtime, n.mtimeAt = op.Mtime, now
+		n.Mtime, n.MtimeSet = op.Mtime, now
 	}
 }
 
@@ -344,7 +345,7 @@ func (m *model) write(now int64, n *modelInode, op Op) error {
 			return ErrInvalid
 		}
 		m.changed(now, n)
-		n.Mtime, n.mtimeAt = now, 0
+		n.Mtime, n.MtimeSet = now, 0
 		if op.Size == n.Size {
 			return nil
 		}
@@ -366,11 +367,11 @@ func (m *model) write(now int64, n *modelInode, op Op) error {
 			return nil
 		}
 		set := n.Mtime
-		if n.mtimeAt != 0 {
-			set = n.mtimeAt
+		if n.MtimeSet != 0 {
+			set = n.MtimeSet
 		}
 		if op.Mtime > set || op.Ino == Created {
-			n.Mtime, n.mtimeAt = op.Mtime, 0
+			n.Mtime, n.MtimeSet = op.Mtime, 0
 		}
 		n.Ctime = max(n.Ctime, op.Mtime)
 	}

@@ -34,9 +34,9 @@ type world struct{ inodes map[Ino]*modelInode }
 
 type modelInode struct {
 	Inode
-	beganTime, mtimeAt int64
-	entries            map[string]Ino
-	xattrs             map[string]string
+	beganTime int64
+	entries   map[string]Ino
+	xattrs    map[string]string
 }
 
 type version struct {

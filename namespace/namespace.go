@@ -78,9 +78,11 @@ type Inode struct {
 	Size       int64  // bytes of a regular file or of a link's target; entries of a directory
 	// Times, in nanoseconds since 1970.
 	Atime, Mtime, Ctime, Btime int64
+	MtimeSet                   int64  // when Mtime was last set to anything but the time of a write; 0: at Mtime
 	Parent                     Ino    // of a directory; the root's is itself
 	Target                     string // of a symbolic link
 	Content                    Content
+	HasXattrs                  bool
 	Version                    uint64 // index of the command that last changed content or size, of a directory the entries
 	Began                      uint64 // index from which these values are visible in history
 }

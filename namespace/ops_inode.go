@@ -167,16 +167,22 @@ func (a *attrs) wrote(at int64, isNew bool) {
 	a.ctime = max(a.ctime, at)
 }
 
+// KillPriv returns the mode that is left of a file's when a write or chown takes
+// privileges away: no setuid, and no setgid if the group may execute.
+func KillPriv(mode uint32) uint32 {
+	mode &^= modeSetUID
+	if mode&modeGroupExec != 0 {
+		mode &^= modeSetGID
+	}
+	return mode
+}
+
 // killPriv takes away the privileges that a file confers.
 func (t *txn) killPriv(n *stagedInode) error {
 	if n.isDir() {
 		return nil
 	}
-	mode := n.mode &^ modeSetUID
-	if mode&modeGroupExec != 0 {
-		mode &^= modeSetGID
-	}
-	if mode != n.mode {
+	if mode := KillPriv(n.mode); mode != n.mode {
 		t.change(n)
 		n.mode = mode
 	}

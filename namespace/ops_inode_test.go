@@ -27,7 +27,7 @@ func TestSetAttrSetsWhatTheMaskSays(t *testing.T) {
 		{AttrUID, func() { want.UID = 1 }},
 		{AttrGID, func() { want.GID = 2 }},
 		{AttrAtime, func() { want.Atime = 3 }},
-		{AttrMtime, func() { want.Mtime = 4 }},
+		{AttrMtime, func() { want.Mtime, want.MtimeSet = 4, f.now }},
 	} {
 		op.Mask = c.mask
 		n := f.do(&op).Inodes[0]
@@ -35,6 +35,12 @@ func TestSetAttrSetsWhatTheMaskSays(t *testing.T) {
 		want.Ctime = f.now
 		if !sameInode(n, want) {
 			t.Errorf("mask %#x: %+v, want %+v", c.mask, n, want)
+		}
+	}
+	for _, atime := range []int64{2, 9} { // the earlier one is no news
+		want.Atime = max(want.Atime, atime)
+		if n := f.do(&SetAttr{Ino: ino, Mask: AttrAccessed, Atime: atime}).Inodes[0]; !sameInode(n, want) {
+			t.Errorf("accessed at %d: %+v, want %+v", atime, n, want)
 		}
 	}
 	f.do(&SetAttr{Ino: ino, Mask: AttrMode, Mode: TypeRegular | 0o600})

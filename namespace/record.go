@@ -76,7 +76,8 @@ func (a *attrs) inode(t tail) Inode {
 		Mode: a.mode, Nlink: a.nlink, UID: a.uid, GID: a.gid, Rdev: a.rdev,
 		Size: a.size, Atime: a.atime, Mtime: a.mtime, Ctime: a.ctime, Btime: a.btime,
 		Parent: a.parent, Target: t.target,
-		Content: Content{Inline: t.inline, Root: a.root, TreeSize: a.treeSize, Length: a.contentLen, Holes: a.holes, Folded: a.folded},
+		Content:  Content{Inline: t.inline, Root: a.root, TreeSize: a.treeSize, Length: a.contentLen, Holes: a.holes, Folded: a.folded},
+		MtimeSet: a.mtimeAt, HasXattrs: a.xattrNames > 0,
 		Version: a.version, Began: a.began,
 	}
 }

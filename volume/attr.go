@@ -21,6 +21,7 @@ type Attr struct {
 	Mtime      int64
 	Ctime      int64
 	Version    uint64 // changes with the content
+	HasXattrs  bool
 }
 
 // Caller is who asks: the owner of what is created.
@@ -60,7 +61,7 @@ func attrOf(n *namespace.Inode) Attr {
 		UID: n.UID, GID: n.GID, Rdev: n.Rdev,
 		Size: sizeOf(n), Blocks: blocks(allocated(n)),
 		Atime: n.Atime, Mtime: n.Mtime, Ctime: n.Ctime,
-		Version: n.Version,
+		Version: n.Version, HasXattrs: n.HasXattrs,
 	}
 }
 

@@ -47,6 +47,7 @@ type file struct {
 	mtime  int64 // of the last write, truncate or utimens, nanoseconds
 	wrote  int64 // of the last write; 0: none yet
 	ctime  int64
+	later  later
 	// changed says that size, mtime or content differ from the namespace.
 	changed bool
 	since   time.Time   // when it began to differ
@@ -253,6 +254,7 @@ func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool) error
 // touch marks the content as changed at t.
 func (f *file) touch(t int64) {
 	f.mtime, f.ctime, f.wrote = t, t, t
+	f.later.mask &^= namespace.AttrMtime
 	f.touched++
 	if !f.changed {
 		f.changed, f.since = true, time.Unix(0, t)
@@ -282,6 +284,7 @@ func (f *file) attr(a *Attr) {
 		a.Mtime = f.mtime
 		a.Ctime = max(a.Ctime, f.ctime)
 	}
+	f.later.lay(a)
 }
 
 // allocated returns how many bytes are in none of the holes that are known, those

@@ -116,7 +116,7 @@ func (f *file) commit(ctx context.Context) error {
 		return nil
 	}
 	f.frozen, f.dirty = f.dirty, f.v.noExtents()
-	size, last, touched := f.size, f.last, f.touched
+	size, last, touched, set := f.size, f.last, f.touched, f.later.n
 	f.mu.Unlock()
 
 	content, err := f.fold(ctx, size)
@@ -136,7 +136,7 @@ func (f *file) commit(ctx context.Context) error {
 	f.base = f.v.baseOf(content)
 	f.folded, f.first = journal.Seq(content.Folded), 0
 	f.err = nil
-	f.changed = f.touched != touched // what was written meanwhile is for the next commit
+	f.changed = f.touched != touched || f.later.n != set // what came meanwhile is for the next commit
 	return nil
 }
 
@@ -262,13 +262,13 @@ func (f *file) name(ctx context.Context, c namespace.Content, size int64) error 
 	f.mu.Lock()
 	wrote := f.wrote // not a time that was set, which the namespace has
 	f.mu.Unlock()
-	res, err := f.v.propose(ctx, &namespace.SetContent{
+	res, err := f.nameWith(ctx, &namespace.SetContent{
 		Ino: f.ino, Base: f.committed.Version, Content: c, Size: size, Mtime: wrote,
 	})
 	if err != nil {
 		return fmt.Errorf("name the content of inode %d: %w", f.ino, err)
 	}
-	f.committed = res.Inodes[0]
+	f.committed = res.Inodes[len(res.Inodes)-1]
 	return nil
 }
 
@@ -310,6 +310,9 @@ func (f *file) secure(ctx context.Context) error {
 		if err := f.nameStream(ctx); err != nil {
 			return err
 		}
+	}
+	if err := f.nameLater(ctx); err != nil {
+		return err
 	}
 	return f.record(false)
 }

@@ -105,19 +105,33 @@ func (v *Volume) setAttr(ctx context.Context, ino namespace.Ino, s SetAttr) erro
 			op.Mask |= m.to
 		}
 	}
-	// A time that is set must not be overtaken by a commit that carries the
-	// time of an earlier write.
-	var f *file
-	if s.Valid&SetMtime != 0 {
-		f = v.acquireIfPresent(ino)
-	}
+	f := v.acquireIfPresent(ino)
 	if f == nil {
 		_, err := v.propose(ctx, op)
 		return err
 	}
 	defer v.release(f)
+	n, err := v.o.State.Inode(ino)
+	if err != nil {
+		return err
+	}
+	if f.postpone(s, &n) {
+		return nil
+	}
+	if s.Valid&SetMtime == 0 {
+		if err := v.nameLater(ctx, ino); err != nil {
+			return err
+		}
+		_, err := v.propose(ctx, op)
+		return err
+	}
+	// A time that is set must not be overtaken by a commit that carries the
+	// time of an earlier write.
 	f.move.Lock()
 	defer f.move.Unlock()
+	if err := f.nameLater(ctx); err != nil {
+		return err
+	}
 	res, err := v.propose(ctx, op)
 	if err != nil {
 		return err
@@ -128,14 +142,14 @@ func (v *Volume) setAttr(ctx context.Context, ino namespace.Ino, s SetAttr) erro
 	return nil
 }
 
-// KillPriv clears setuid and setgid of ino, as a write by anybody but root does.
+// KillPriv takes setuid, setgid and capabilities away from ino, as a write by
+// anybody but root does.
 func (v *Volume) KillPriv(ctx context.Context, ino namespace.Ino) error {
-	n, err := v.o.State.Inode(ino)
-	if err != nil || n.Mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 {
+	a, err := v.GetAttr(ctx, ino)
+	if err != nil || a.Mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 && !a.HasXattrs {
 		return err
 	}
-	_, err = v.propose(ctx, &namespace.SetAttr{Ino: ino, KillPriv: true})
-	return err
+	return v.setAttr(ctx, ino, SetAttr{KillPriv: true})
 }
 
 func (v *Volume) create(ctx context.Context, op *namespace.Create) (namespace.Inode, error) {
@@ -353,6 +367,9 @@ func (v *Volume) GetXattr(ctx context.Context, ino namespace.Ino, name string) (
 func (v *Volume) SetXattr(ctx context.Context, ino namespace.Ino, name string, value []byte, flags uint32) error {
 	if name == CIDAttr {
 		return ErrReserved
+	}
+	if err := v.nameLater(ctx, ino); err != nil {
+		return err
 	}
 	_, err := v.propose(ctx, &namespace.SetXattr{Ino: ino, Name: name, Value: value, Flag: namespace.XattrFlag(flags)})
 	return err

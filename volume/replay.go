@@ -203,6 +203,9 @@ func (v *Volume) restore() error {
 
 func (f *file) replay(r replayed) {
 	f.touch(r.Mtime)
+	if r.Mtime < f.committed.MtimeSet {
+		f.mtime = f.committed.Mtime // it was set after this was written
+	}
 	f.recorded(r.seq)
 	if r.Truncate {
 		f.cut(r.Off)

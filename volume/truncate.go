@@ -25,6 +25,9 @@ func (f *file) setSize(ctx context.Context, size int64, killPriv bool) error {
 			return err
 		}
 	}
+	if err := f.nameLater(ctx); err != nil {
+		return err
+	}
 	// A crash must not keep the new size and lose what was written before.
 	if err := f.record(false); err != nil {
 		return err

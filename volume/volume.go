@@ -180,7 +180,11 @@ func (v *Volume) Sync(ctx context.Context) error {
 
 // propose has ops ordered and applied at the present time.
 func (v *Volume) propose(ctx context.Context, ops ...namespace.Op) (namespace.Result, error) {
-	res, err := v.o.Log.Propose(ctx, &namespace.Command{Time: v.now(), Ops: ops})
+	return v.proposeAt(ctx, v.now(), ops...)
+}
+
+func (v *Volume) proposeAt(ctx context.Context, now int64, ops ...namespace.Op) (namespace.Result, error) {
+	res, err := v.o.Log.Propose(ctx, &namespace.Command{Time: now, Ops: ops})
 	if err == nil {
 		err = res.Err
 	}

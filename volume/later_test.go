@@ -1,0 +1,132 @@
+package volume
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/namespace"
+)
+
+func TestAFileThatIsCopiedIsTwoCommands(t *testing.T) {
+	for _, size := range []int{100, 100 << 10, 3 << 20} {
+		fs := vfs.NewCrashableMem()
+		r := openRig(t, fs, 0)
+		before := r.state.Applied()
+		h := r.create("file")
+		r.write(h, pattern(size, 1), 0)
+		for _, s := range []SetAttr{
+			{Valid: SetUID | SetGID, UID: 5, GID: 6, KillPriv: true},
+			{Valid: SetMode, Mode: 0o4711},
+			{Valid: SetAtime | SetMtime, Atime: 7, Mtime: 8},
+		} {
+			_, err := r.SetAttr(t.Context(), h.Ino(), s)
+			r.must(err)
+		}
+		r.must(h.Flush(t.Context()))
+		if n := r.state.Applied() - before; n != 2 {
+			t.Errorf("a file of %d bytes took %d commands", size, n)
+		}
+		r.must(r.Sync(t.Context()))
+		r, _ = r.powerLoss(fs)
+		a, err := r.GetAttr(t.Context(), h.Ino())
+		r.must(err)
+		if a.Mode != syscall.S_IFREG|0o4711 || a.UID != 5 || a.GID != 6 || a.Atime != 7 || a.Mtime != 8 || a.Size != int64(size) {
+			t.Errorf("a file of %d bytes came back as %+v", size, a)
+		}
+		r.expect(h.Ino(), pattern(size, 1))
+		r.close()
+	}
+}
+
+// TestAttributesAreWhatWasSetLast sets attributes of a file between writes, syncs
+// and closes, and compares after each step: what was set shows at once and stays,
+// and ctime moves only when something changes.
+func TestAttributesAreWhatWasSetLast(t *testing.T) {
+	for seed := range uint64(30) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			fs := vfs.NewCrashableMem()
+			r := openRig(t, fs, 0)
+			clock := int64(1e18)
+			r.Volume.now = func() int64 { clock += 1000; return clock }
+			h := r.create("file")
+			want, err := r.GetAttr(t.Context(), h.Ino())
+			r.must(err)
+			set := func(s SetAttr) {
+				_, err := r.SetAttr(t.Context(), h.Ino(), s)
+				r.must(err)
+			}
+			wroteAt := int64(0) // 0: the mtime is want.Mtime
+			for step := range 120 {
+				start, changes := clock, true
+				what := rnd.IntN(12)
+				switch what {
+				case 0, 1, 2:
+					r.write(h, pattern(1+rnd.IntN(9000), byte(step)), rnd.Int64N(9000))
+					wroteAt = start
+				case 3:
+					set(SetAttr{Valid: SetSize, Size: rnd.Int64N(9000)})
+					wroteAt = start
+				case 4:
+					want.Mode = syscall.S_IFREG | rnd.Uint32N(0o10000)
+					set(SetAttr{Valid: SetMode, Mode: want.Mode & 0o7777})
+				case 5:
+					want.UID, want.GID = rnd.Uint32N(9), rnd.Uint32N(9)
+					want.Mode = namespace.KillPriv(want.Mode)
+					set(SetAttr{Valid: SetUID | SetGID, UID: want.UID, GID: want.GID, KillPriv: true})
+				case 6:
+					want.Atime, want.Mtime, wroteAt = rnd.Int64N(1e18), rnd.Int64N(1e18), 0
+					set(SetAttr{Valid: SetAtime | SetMtime, Atime: want.Atime, Mtime: want.Mtime})
+				case 7:
+					changes = want.Mode&0o7000 != 0 && namespace.KillPriv(want.Mode) != want.Mode
+					want.Mode = namespace.KillPriv(want.Mode)
+					r.must(r.KillPriv(t.Context(), h.Ino()))
+				case 8:
+					r.must(h.Flush(t.Context()))
+					changes = false
+				case 9:
+					r.must(h.Fsync(t.Context(), false))
+					changes = false
+				case 10:
+					if rnd.IntN(2) == 0 {
+						r.must(r.SetXattr(t.Context(), h.Ino(), "user.a", []byte("b"), 0))
+					} else {
+						changes = false
+					}
+				case 11:
+					if rnd.IntN(4) == 0 {
+						r.must(h.Fsync(t.Context(), false))
+						ino := h.Ino()
+						r, fs = r.powerLoss(fs)
+						r.Volume.now = func() int64 { clock += 1000; return clock }
+						h, err = r.Open(t.Context(), ino, syscall.O_RDWR)
+						r.must(err)
+					}
+					changes = false
+				}
+				got, err := r.GetAttr(t.Context(), h.Ino())
+				r.must(err)
+				if got.Mode != want.Mode || got.UID != want.UID || got.GID != want.GID || got.Atime != want.Atime {
+					t.Fatalf("step %d, %d: %+v, want %+v", step, what, got, want)
+				}
+				if wroteAt == 0 && got.Mtime != want.Mtime || wroteAt > 0 && (got.Mtime < wroteAt || got.Mtime > clock) {
+					t.Fatalf("step %d, %d: mtime %d, want %d or from %d on", step, what, got.Mtime, want.Mtime, wroteAt)
+				}
+				if changed := got.Ctime != want.Ctime; changed != changes || got.Ctime < want.Ctime {
+					t.Fatalf("step %d, %d: ctime %d after %d", step, what, got.Ctime, want.Ctime)
+				}
+				want.Ctime = got.Ctime
+				if wroteAt > 0 {
+					want.Mtime = got.Mtime
+				}
+			}
+			h.Release()
+			r.close()
+		})
+	}
+}
