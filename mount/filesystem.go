@@ -33,14 +33,15 @@ const (
 // The requests that it does not answer come from the embedded default as
 // ENOSYS, on which the kernel never asks again and does without: it takes holes
 // for data (LSEEK), copies through memory (COPY_FILE_RANGE), fails FALLOCATE and
-// O_TMPFILE with EOPNOTSUPP, and checks ACCESS and locks itself.
+// O_TMPFILE with EOPNOTSUPP, and checks ACCESS itself.
 //
 // Requests are not given up when the kernel says that the process which waits
-// got a signal (the cancel channels, unused here). It says so for any signal: a
-// timer, the exit of a child, in Go programs the scheduler's own. No program
-// expects EINTR from files on disk, a write that was given up halfway could not
-// answer truthfully, and nothing that is waited for here is further away than
-// the disk. So requests run to their end, as on any local file system.
+// got a signal (the cancel channels, unused but by SetLkw). It says so for any
+// signal: a timer, the exit of a child, in Go programs the scheduler's own. No
+// program expects EINTR from files on disk, a write that was given up halfway
+// could not answer truthfully, and nothing that is waited for here is further
+// away than the disk. So requests run to their end, as on any local file system.
+// Waiting for a lock is the exception, there as well.
 type fileSystem struct {
 	fuse.RawFileSystem
 
