@@ -1,10 +1,8 @@
 package volume
 
 import (
-	"context"
 	"errors"
 	"math"
-	"time"
 
 	"github.com/cairnfs/cairn/namespace"
 )
@@ -45,11 +43,6 @@ type Lock struct {
 	PID   uint32 // which process took it, for whom it is in the way
 }
 
-// closingTime is how long a lock is waited for that is about to go. The kernel
-// says that a file is closed after close(2) has returned, so the next process
-// may be faster with its request than the news that the lock it wants is free.
-const closingTime = 10 * time.Millisecond
-
 // FindLock returns a lock that is in the way of l, the one that begins first.
 // found is false if there is none.
 func (h *Handle) FindLock(l Lock) (blocker Lock, found bool, err error) {
@@ -71,15 +64,7 @@ func (h *Handle) TryLock(l Lock) error {
 	if err != nil {
 		return err
 	}
-	err = h.f.v.locks.try(r)
-	if errors.Is(err, ErrWouldBlock) && h.f.v.locks.closing(r) {
-		ctx, stop := context.WithTimeout(context.Background(), closingTime)
-		defer stop()
-		if err = h.f.v.locks.wait(ctx.Done(), r); errors.Is(err, ErrInterrupted) {
-			err = ErrWouldBlock
-		}
-	}
-	return err
+	return h.f.v.locks.try(r)
 }
 
 // WaitLock takes l as soon as it can be had, and gives up when cancel is closed.

@@ -1,10 +1,12 @@
 package volume
 
 import (
+	"context"
 	"iter"
 	"slices"
 	"sort"
 	"sync"
+	"time"
 
 	"github.com/cairnfs/cairn/namespace"
 )
@@ -16,6 +18,13 @@ const (
 	maxLockWaits = 16 << 10
 	maxLockWalk  = 256 << 10 // locks looked at to find a deadlock
 )
+
+// closingTime is how long a lock is waited for that is about to go. The kernel
+// says that an open file is closed when close(2) has returned, or nearly, so
+// another process may be faster with its request than the news that the lock it
+// asks for is free. Descriptors are closed for other reasons, too: children that
+// inherited one end. Then the answer comes that much later, and is the same.
+const closingTime = 50 * time.Millisecond
 
 // lockTable decides who has which advisory lock. It is a table of numbers in
 // memory, without any I/O.
@@ -39,7 +48,7 @@ type lockTable struct {
 	files   map[lockSpace]*fileLocks  // those with locks or waits
 	waiting map[uint64][]*lockRequest // by owner, of those that count for deadlocks
 	held    int                       // locks
-	waits   int                       // requests
+	queued  int                       // requests that wait
 	closed  bool
 }
 
@@ -103,26 +112,37 @@ func (t *lockTable) find(r *lockRequest) (Lock, bool) {
 	return first, found
 }
 
-// try grants r or returns ErrWouldBlock.
+// try grants r or returns ErrWouldBlock, at once or after closingTime if what is
+// in the way may have gone with an open file.
 func (t *lockTable) try(r *lockRequest) error {
+	err, closing := t.attempt(r)
+	if !closing {
+		return err
+	}
+	ctx, stop := context.WithTimeout(context.Background(), closingTime)
+	defer stop()
+	if err = t.wait(ctx.Done(), r); err == ErrInterrupted {
+		err = ErrWouldBlock
+	}
+	return err
+}
+
+// attempt is try at once. closing says that all that is in the way of r was taken
+// through open files that are maybe closed already.
+func (t *lockTable) attempt(r *lockRequest) (err error, closing bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.file(r.space)
 	defer t.tidy(f)
-	return t.acquire(f, r)
-}
-
-// closing reports whether all that is in the way of r was taken through open
-// files that are maybe closed already.
-func (t *lockTable) closing(r *lockRequest) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, h := range t.files[r.space].blockers(r) {
+	if err = t.acquire(f, r); err != ErrWouldBlock {
+		return err, false
+	}
+	for _, h := range f.blockers(r) {
 		if !h.via.closing {
-			return false
+			return err, false
 		}
 	}
-	return true
+	return err, true
 }
 
 // wait returns when r is granted, or an error if that was not to be.
@@ -134,11 +154,17 @@ func (t *lockTable) wait(cancel <-chan struct{}, r *lockRequest) error {
 	case err := <-r.done:
 		return err
 	case <-cancel:
+		return t.giveUp(r)
 	}
+}
+
+// giveUp takes r out of the queue and returns ErrInterrupted, or its outcome if
+// there is one by now.
+func (t *lockTable) giveUp(r *lockRequest) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	select {
-	case err := <-r.done: // granted just then
+	case err := <-r.done:
 		return err
 	default:
 	}
@@ -161,10 +187,10 @@ func (t *lockTable) enqueue(r *lockRequest) error {
 		return err
 	case r.graph && t.deadlock(f, r):
 		return ErrDeadlock
-	case t.waits == maxLockWaits:
+	case t.queued == maxLockWaits:
 		return ErrTooManyLocks
 	}
-	t.waits++
+	t.queued++
 	f.queue = append(f.queue, r)
 	if r.graph {
 		t.waiting[r.Owner] = append(t.waiting[r.Owner], r)
@@ -174,7 +200,7 @@ func (t *lockTable) enqueue(r *lockRequest) error {
 
 // left is called when r has left the queue.
 func (t *lockTable) left(r *lockRequest) {
-	t.waits--
+	t.queued--
 	if !r.graph {
 		return
 	}
