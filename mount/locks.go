@@ -22,7 +22,9 @@ import (
 //   - A process that ends, however it does, closes its descriptors. If it waits
 //     for a lock, INTERRUPT comes first.
 
-// GetLk is F_GETLK and F_OFD_GETLK: it answers with a lock that is in the way.
+// GetLk is F_GETLK and F_OFD_GETLK: it answers with a lock that is in the way. The
+// process that it names is one more thing in which a lock of F_OFD_SETLK looks
+// like any other of fcntl(2); of a local file the kernel names none.
 func (fs *fileSystem) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
 	h := fs.handles.get(in.Fh)
 	if h == nil {
