@@ -46,7 +46,7 @@ func (fs *fileSystem) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.Cr
 
 // created answers with a new file that is open.
 func (fs *fileSystem) created(a *volume.Attr, h *volume.Handle, flags uint32, out *fuse.CreateOut) fuse.Status {
-	if status := fs.opened(h, flags, &out.OpenOut); status != fuse.OK {
+	if status := fs.opened(h, &out.OpenOut); status != fuse.OK {
 		return status
 	}
 	if flags&syscall.O_ACCMODE == syscall.O_WRONLY {
@@ -71,11 +71,11 @@ func (fs *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 			return fs.fail("open", in.NodeId, "", err)
 		}
 	}
-	return fs.opened(h, in.Flags, out)
+	return fs.opened(h, out)
 }
 
 // opened gives h a number and tells the kernel how to treat the file.
-func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) fuse.Status {
+func (fs *fileSystem) opened(h *volume.Handle, out *fuse.OpenOut) fuse.Status {
 	fh := fs.handles.add(h)
 	if fh == 0 {
 		h.Release()
@@ -84,10 +84,6 @@ func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) 
 	out.Fh = fh
 	if h.KeepCache() {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
-	}
-	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
-		// Closing it has nothing to flush, and locks are the kernel's own.
-		out.OpenFlags |= fuse.FOPEN_NOFLUSH
 	}
 	return fuse.OK
 }
@@ -144,13 +140,16 @@ func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (in
 	return n, err
 }
 
-// Flush runs at each close(2) of a file that was open for writing.
+// Flush runs at each close(2) of a descriptor. Locks go last, so that who gets
+// them next finds what was written.
 func (fs *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	h := fs.handles.get(in.Fh)
 	if h == nil {
 		return fuse.EBADF
 	}
-	return fs.status("flush", in.NodeId, "", h.Flush(context.Background()))
+	err := h.Flush(context.Background())
+	h.DropLocks(in.LockOwner)
+	return fs.status("flush", in.NodeId, "", err)
 }
 
 // Fsync is fsync(2) and fdatasync(2).
@@ -166,7 +165,7 @@ func (fs *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 // fsyncDataOnly is FUSE_FSYNC_FDATASYNC of linux/fuse.h.
 const fsyncDataOnly = 1
 
-// Release ends an open file; nobody waits for it.
+// Release ends an open file, and with it its locks; nobody waits for it.
 func (fs *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if h := fs.handles.remove(in.Fh); h != nil {
 		h.Release()

@@ -35,11 +35,12 @@ const (
 // itself.
 //
 // Requests are not given up when the kernel says that the process which waits
-// got a signal (the cancel channels, unused here). It says so for any signal: a
-// timer, the exit of a child, in Go programs the scheduler's own. No program
-// expects EINTR from files on disk, a write that was given up halfway could not
-// answer truthfully, and nothing that is waited for here is further away than
-// the disk. So requests run to their end, as on any local file system.
+// got a signal (the cancel channels, unused but by SetLkw). It says so for any
+// signal: a timer, the exit of a child, in Go programs the scheduler's own. No
+// program expects EINTR from files on disk, a write that was given up halfway
+// could not answer truthfully, and nothing that is waited for here is further
+// away than the disk. So requests run to their end, as on any local file system.
+// Waiting for a lock is the exception, there as well.
 type fileSystem struct {
 	fuse.RawFileSystem
 

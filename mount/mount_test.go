@@ -49,6 +49,8 @@ func child(role, arg string) error {
 		return serveDirectory(arg)
 	case "map":
 		return writeMapped(arg)
+	case "lock":
+		return lockAsTold(arg)
 	}
 	return errors.New("no such role")
 }
@@ -60,6 +62,17 @@ func untilParentIsDone() { io.Copy(io.Discard, os.Stdin) }
 // startChild starts a child and waits until it is ready. finish lets it end and
 // reports how it did.
 func startChild(t *testing.T, role, arg string) (cmd *exec.Cmd, finish func() error) {
+	t.Helper()
+	cmd, stdin, _ := startTalkingChild(t, role, arg)
+	return cmd, func() error {
+		stdin.Close()
+		return cmd.Wait()
+	}
+}
+
+// startTalkingChild starts a child, waits until it is ready, and returns its
+// standard input and output.
+func startTalkingChild(t *testing.T, role, arg string) (cmd *exec.Cmd, in io.WriteCloser, out *bufio.Reader) {
 	t.Helper()
 	cmd = exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childRole+"="+role, childArg+"="+arg)
@@ -76,14 +89,12 @@ func startChild(t *testing.T, role, arg string) (cmd *exec.Cmd, finish func() er
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill() })
-	line, err := bufio.NewReader(stdout).ReadString('\n')
+	out = bufio.NewReader(stdout)
+	line, err := out.ReadString('\n')
 	if err != nil || line != "ready\n" {
 		t.Fatalf("child %s is not ready: %q, %v", role, line, err)
 	}
-	return cmd, func() error {
-		stdin.Close()
-		return cmd.Wait()
-	}
+	return cmd, stdin, out
 }
 
 // needFUSE ends a test that cannot mount here.

@@ -13,7 +13,7 @@ import (
 // notPassed are the tests of go-fuse's suite that a mount is known not to pass,
 // with the reason.
 var notPassed = map[string]string{
-	"FcntlFlockLocksFile": "the test is wrong: it wants two locks of one process to conflict, which POSIX rules out",
+	"FcntlFlockLocksFile": "the test is wrong, and fails on a local disk as well: it wants two locks of one process to conflict, which POSIX rules out",
 }
 
 func TestPosixSuite(t *testing.T) {

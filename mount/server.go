@@ -111,6 +111,7 @@ func fuseOptions(fs *fileSystem, o Options) *fuse.MountOptions {
 		MaxInflightRequestBytes:  maxInFlight,
 		DisableSplice:            true, // bytes come from memory
 		EnableSymlinkCaching:     true,
+		EnableLocks:              true, // see locks.go
 		ExplicitDataCacheControl: true, // our own writes must not drop pages by changing the mtime
 		ExtraCapabilities:        capabilities,
 		DisabledCapabilities:     fuse.CAP_PASSTHROUGH, // else overlayfs on top has one layer less

@@ -12,7 +12,8 @@ import (
 // caller is: a tree that is half written could only be thrown away.
 type Handle struct {
 	f     *file
-	flags uint32 // of open(2)
+	flags uint32   // of open(2)
+	locks lockPath // of the volume's lockTable
 }
 
 // Ino returns the inode that is open.
@@ -45,8 +46,12 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
 
 // Flush runs at each close(2) of a descriptor. What streams is committed, what
 // is small is committed, what was written here and there into a large file
-// stays dirty until it is folded in the background.
+// stays dirty until it is folded in the background. A handle that can only read
+// has nothing to flush.
 func (h *Handle) Flush(ctx context.Context) error {
+	if h.flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		return nil
+	}
 	return h.f.settle(context.WithoutCancel(ctx))
 }
 
@@ -58,5 +63,8 @@ func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
 	return h.f.v.o.Log.Sync(ctx)
 }
 
-// Release ends the handle.
-func (h *Handle) Release() { h.f.v.release(h.f) }
+// Release ends the handle and the locks that were taken through it.
+func (h *Handle) Release() {
+	h.f.v.locks.released(h.f.ino, &h.locks)
+	h.f.v.release(h.f)
+}

@@ -85,6 +85,7 @@ type Volume struct {
 	closed  bool
 
 	accesses accesses
+	locks    *lockTable
 
 	mem      atomic.Int64 // dirty bytes in memory
 	buffers  buffers
@@ -123,6 +124,7 @@ func New(o Options) *Volume {
 		orphans:  make(map[namespace.Ino]bool),
 		replayed: make(map[namespace.Ino][]replayed),
 		drains:   make(chan *file, 64),
+		locks:    newLockTable(),
 	}
 }
 
@@ -148,9 +150,10 @@ func (v *Volume) Start(ctx context.Context) error {
 }
 
 // Close commits and syncs everything. Handles must have been released; what is
-// still open loses nothing that was written so far. The store, log and journal
-// stay open.
+// still open loses nothing that was written so far, and who waits for a lock gets
+// ErrClosed. The store, log and journal stay open.
 func (v *Volume) Close(ctx context.Context) error {
+	v.locks.close()
 	v.mu.Lock()
 	v.closed = true
 	v.mu.Unlock()
