@@ -98,10 +98,9 @@ func TestAbsentNamesAreAnswersThatLast(t *testing.T) {
 	k.want(k.Lookup(nil, &h, strings.Repeat("n", 256), &out), fuse.Status(syscall.ENAMETOOLONG))
 }
 
-func TestCallerOwnsWhatHeCreatesAndTheMaskIsTheKernels(t *testing.T) {
+func TestCallerOwnsWhatHeCreates(t *testing.T) {
 	k := newKernel(t)
-	// The kernel has applied the umask and sends it along: once is enough.
-	in := fuse.MkdirIn{InHeader: header(1), Mode: 0o755, Umask: 0o022}
+	in := fuse.MkdirIn{InHeader: header(1), Mode: 0o777, Umask: 0o022} // the kernel leaves the umask to us
 	var out fuse.EntryOut
 	k.want(k.Mkdir(nil, &in, "dir", &out), fuse.OK)
 	if out.Mode != syscall.S_IFDIR|0o755 || out.Uid != 1000 || out.Gid != 1000 {

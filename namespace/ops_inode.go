@@ -73,6 +73,9 @@ func (t *txn) setAttr(op *SetAttr) (*stagedInode, error) {
 	}
 	if op.Mask&AttrMode != 0 {
 		n.mode = n.typ() | op.Mode&modeBits
+		if err := t.followMode(n); err != nil {
+			return nil, err
+		}
 	}
 	if op.Mask&AttrUID != 0 {
 		n.uid = op.UID
@@ -211,7 +214,7 @@ func (t *txn) setXattr(op *SetXattr) (*stagedInode, error) {
 	if err := checkXattrName(op.Name); err != nil {
 		return nil, err
 	}
-	if op.Flag > XattrReplace {
+	if op.Flag&^(XattrCreate|XattrReplace) != 0 {
 		return nil, fmt.Errorf("%w: attribute flags %#x", ErrInvalid, op.Flag)
 	}
 	if len(op.Value) > MaxXattr {
@@ -221,10 +224,12 @@ func (t *txn) setXattr(op *SetXattr) (*stagedInode, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case v.value != nil && op.Flag == XattrCreate:
+	case v.value != nil && op.Flag&XattrCreate != 0:
 		return nil, ErrExist
-	case v.value == nil && op.Flag == XattrReplace:
+	case v.value == nil && op.Flag&XattrReplace != 0:
 		return nil, ErrNoAttr
+	case isACL(op.Name):
+		return n, t.setACL(n, op)
 	}
 	value := op.Value
 	if value == nil {
@@ -240,6 +245,9 @@ func (t *txn) removeXattr(op *RemoveXattr) (*stagedInode, error) {
 	}
 	if err := checkXattrName(op.Name); err != nil {
 		return nil, err
+	}
+	if isACL(op.Name) {
+		return n, t.putACL(n, op.Name, nil)
 	}
 	v, err := t.xattr(n, op.Name)
 	if err != nil {

@@ -101,6 +101,9 @@ func (t *txn) create(op *Create) (*stagedInode, error) {
 	case TypeChar, TypeBlock:
 		n.rdev = op.Rdev
 	}
+	if err := t.inherit(dir, n, op.Umask); err != nil {
+		return nil, err
+	}
 	t.point(e, n)
 	t.changeEntries(dir, 1)
 	t.created = n.ino
@@ -109,8 +112,8 @@ func (t *txn) create(op *Create) (*stagedInode, error) {
 
 // check says whether the op fits the type of what it creates.
 func (op *Create) check() error {
-	if op.Mode&^(TypeMask|modeBits) != 0 {
-		return fmt.Errorf("%w: mode %#o", ErrInvalid, op.Mode)
+	if op.Mode&^(TypeMask|modeBits) != 0 || op.Umask&^modePerms != 0 {
+		return fmt.Errorf("%w: mode %#o, umask %#o", ErrInvalid, op.Mode, op.Umask)
 	}
 	typ := op.Mode & TypeMask
 	if typ != TypeRegular && (op.Content != nil || op.Size != 0) || typ != TypeSymlink && op.Target != "" {
