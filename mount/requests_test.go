@@ -240,16 +240,20 @@ func TestAttributeSizeIsProbedFirst(t *testing.T) {
 	k.want(k.RemoveXAttr(nil, &h, "user.a"), fuse.ENODATA)
 }
 
-func TestAccessListsAreRefusedNotIgnored(t *testing.T) {
+func TestAttributesThatNobodyObeysAreRefusedNotIgnored(t *testing.T) {
 	k := newKernel(t)
 	node, _ := k.create("file", 0o644)
 	h := header(node)
 	in := fuse.SetXAttrIn{InHeader: h}
-	const acl = "system.posix_acl_access"
-	k.want(k.SetXAttr(nil, &in, acl, []byte("x")), fuse.ENOTSUP)
-	_, status := k.GetXAttr(nil, &h, acl, nil)
-	k.want(status, fuse.ENOTSUP)
-	k.want(k.RemoveXAttr(nil, &h, acl), fuse.ENOTSUP)
+	for name, want := range map[string]fuse.Status{
+		"system.nfs4_acl": fuse.ENOTSUP, "other.name": fuse.ENOTSUP, "user.": fuse.EINVAL,
+	} {
+		k.want(k.SetXAttr(nil, &in, name, []byte("x")), want)
+		_, status := k.GetXAttr(nil, &h, name, nil)
+		k.want(status, want)
+		k.want(k.RemoveXAttr(nil, &h, name), want)
+	}
+	k.want(k.SetXAttr(nil, &in, "system.posix_acl_access", []byte("x")), fuse.EINVAL)
 	k.want(k.SetXAttr(nil, &in, "user.cairn.cid", []byte("x")), fuse.EPERM)
 	k.want(k.RemoveXAttr(nil, &h, "user.cairn.cid"), fuse.EPERM)
 }
