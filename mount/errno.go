@@ -40,6 +40,8 @@ var errnos = [...]struct {
 	{namespace.ErrTooManyLinks, syscall.EMLINK},
 	{namespace.ErrAttrTooLarge, syscall.E2BIG},
 	{namespace.ErrAttrSpace, syscall.ENOSPC},
+	{namespace.ErrNotSupported, syscall.EOPNOTSUPP},
+	{namespace.ErrAccess, syscall.EACCES},
 	{namespace.ErrTrimmed, syscall.ESTALE},
 	{volume.ErrTooBig, syscall.EFBIG},
 	{volume.ErrNoData, syscall.ENXIO},

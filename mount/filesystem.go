@@ -53,6 +53,8 @@ type fileSystem struct {
 
 	// keepsDirs says that the kernel needs no handles of directories.
 	keepsDirs bool
+	// saysKillSetGID says that requests to set an attribute have flags.
+	saysKillSetGID bool
 }
 
 func newFileSystem(vol *volume.Volume, o Options) *fileSystem {
@@ -64,7 +66,9 @@ func (fs *fileSystem) String() string { return fsName }
 
 // Init runs when the kernel has said what it can do, before the first request.
 func (fs *fileSystem) Init(s *fuse.Server) {
-	fs.keepsDirs = s.KernelSettings().Flags64()&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+	able := s.KernelSettings().Flags64()
+	fs.keepsDirs = able&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+	fs.saysKillSetGID = able&fuse.CAP_SETXATTR_EXT != 0
 }
 
 // OnUnmount runs after the last request. What the kernel did not give back by
@@ -82,7 +86,7 @@ func (fs *fileSystem) panicked(cause any) fuse.Status {
 
 // caller says who asks; whatever he creates is his.
 func caller(h *fuse.InHeader, umask uint32) volume.Caller {
-	return volume.Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid, Umask: umask}
+	return volume.Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid, Umask: umask & 0o777}
 }
 
 // entry answers with an inode under a name. From here on the kernel knows the

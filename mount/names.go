@@ -12,7 +12,9 @@ import (
 	"github.com/cairnfs/cairn/volume"
 )
 
-// Operations on names in directories. Modes arrive with the umask applied.
+// Operations on names in directories. Modes arrive as the caller gave them, with
+// his umask beside: it does not count in a directory with a default access
+// control list.
 
 func (fs *fileSystem) named(op string, parent uint64, name string, a *volume.Attr, err error, out *fuse.EntryOut) fuse.Status {
 	if err != nil {

@@ -98,10 +98,9 @@ func TestAbsentNamesAreAnswersThatLast(t *testing.T) {
 	k.want(k.Lookup(nil, &h, strings.Repeat("n", 256), &out), fuse.Status(syscall.ENAMETOOLONG))
 }
 
-func TestCallerOwnsWhatHeCreatesAndTheMaskIsTheKernels(t *testing.T) {
+func TestCallerOwnsWhatHeCreates(t *testing.T) {
 	k := newKernel(t)
-	// The kernel has applied the umask and sends it along: once is enough.
-	in := fuse.MkdirIn{InHeader: header(1), Mode: 0o755, Umask: 0o022}
+	in := fuse.MkdirIn{InHeader: header(1), Mode: 0o777, Umask: 0o022} // the kernel leaves the umask to us
 	var out fuse.EntryOut
 	k.want(k.Mkdir(nil, &in, "dir", &out), fuse.OK)
 	if out.Mode != syscall.S_IFDIR|0o755 || out.Uid != 1000 || out.Gid != 1000 {
@@ -239,16 +238,20 @@ func TestAttributeSizeIsProbedFirst(t *testing.T) {
 	k.want(k.RemoveXAttr(nil, &h, "user.a"), fuse.ENODATA)
 }
 
-func TestAccessListsAreRefusedNotIgnored(t *testing.T) {
+func TestAttributesThatNobodyObeysAreRefusedNotIgnored(t *testing.T) {
 	k := newKernel(t)
 	node, _ := k.create("file", 0o644)
 	h := header(node)
 	in := fuse.SetXAttrIn{InHeader: h}
-	const acl = "system.posix_acl_access"
-	k.want(k.SetXAttr(nil, &in, acl, []byte("x")), fuse.ENOTSUP)
-	_, status := k.GetXAttr(nil, &h, acl, nil)
-	k.want(status, fuse.ENOTSUP)
-	k.want(k.RemoveXAttr(nil, &h, acl), fuse.ENOTSUP)
+	for name, want := range map[string]fuse.Status{
+		"system.nfs4_acl": fuse.ENOTSUP, "other.name": fuse.ENOTSUP, "user.": fuse.EINVAL,
+	} {
+		k.want(k.SetXAttr(nil, &in, name, []byte("x")), want)
+		_, status := k.GetXAttr(nil, &h, name, nil)
+		k.want(status, want)
+		k.want(k.RemoveXAttr(nil, &h, name), want)
+	}
+	k.want(k.SetXAttr(nil, &in, "system.posix_acl_access", []byte("x")), fuse.EINVAL)
 	k.want(k.SetXAttr(nil, &in, "user.cairn.cid", []byte("x")), fuse.EPERM)
 	k.want(k.RemoveXAttr(nil, &h, "user.cairn.cid"), fuse.EPERM)
 }

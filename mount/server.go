@@ -34,11 +34,15 @@ const (
 //   - directories are opened without a request (see OpenDir);
 //   - setuid and setgid are cleared here, on writes by the unprivileged, so that
 //     the kernel need not ask for security.capability before each write;
+//   - the umask is applied here, because in a directory with a default access
+//     control list there is none, and setting an access control list says whether
+//     the setgid bit goes;
 //   - a node id is good for ever (see Lookup of "."), as NFS and
 //     open_by_handle_at need;
 //   - files with direct I/O can be mapped as well: nobody but this kernel writes.
 const capabilities = fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_NO_OPENDIR_SUPPORT |
-	fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_DIRECT_IO_ALLOW_MMAP
+	fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT | fuse.CAP_EXPORT_SUPPORT |
+	fuse.CAP_DIRECT_IO_ALLOW_MMAP
 
 // Server is a mounted volume.
 type Server struct {
@@ -113,6 +117,7 @@ func fuseOptions(fs *fileSystem, o Options) *fuse.MountOptions {
 		EnableSymlinkCaching:     true,
 		EnableLocks:              true, // see locks.go
 		ExplicitDataCacheControl: true, // our own writes must not drop pages by changing the mtime
+		EnableAcl:                true, // the kernel reads access control lists and obeys them
 		ExtraCapabilities:        capabilities,
 		DisabledCapabilities:     fuse.CAP_PASSTHROUGH, // else overlayfs on top has one layer less
 		PanicHandler:             fs.panicked,

@@ -43,6 +43,8 @@ func TestErrorsBecomeErrnos(t *testing.T) {
 		{namespace.ErrNoAttr, syscall.ENODATA, ""},
 		{namespace.ErrAttrTooLarge, syscall.E2BIG, ""},
 		{namespace.ErrAttrSpace, syscall.ENOSPC, ""},
+		{namespace.ErrNotSupported, syscall.EOPNOTSUPP, ""},
+		{namespace.ErrAccess, syscall.EACCES, ""},
 		{namespace.ErrTrimmed, syscall.ESTALE, ""},
 		{volume.ErrTooBig, syscall.EFBIG, ""},
 		{volume.ErrNoData, syscall.ENXIO, ""},

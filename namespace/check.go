@@ -197,6 +197,11 @@ func (c *checker) countXattrs() error {
 			c.problem(ino, "attribute %q of what does not exist", name)
 			return
 		}
+		if isACL(string(name)) {
+			if err := checkStoredACL(n.mode, string(name), data); err != nil {
+				c.problem(ino, "attribute %q: %v", name, err)
+			}
+		}
 		n.foundNames += uint32(len(name) + 1)
 		n.foundValues += uint32(len(data))
 	})

@@ -78,7 +78,7 @@ func decodeOp(p *namespacepb.Op) (Op, error) {
 	case *namespacepb.Op_SetXattr:
 		body = k.SetXattr
 		op = &SetXattr{Ino: Ino(k.SetXattr.GetIno()), Name: string(k.SetXattr.GetName()),
-			Value: k.SetXattr.GetValue(), Flag: XattrFlag(k.SetXattr.GetFlag())}
+			Value: k.SetXattr.GetValue(), Flag: XattrFlag(k.SetXattr.GetFlag()), KillSetGID: k.SetXattr.GetKillSetgid()}
 	case *namespacepb.Op_RemoveXattr:
 		body = k.RemoveXattr
 		op = &RemoveXattr{Ino: Ino(k.RemoveXattr.GetIno()), Name: string(k.RemoveXattr.GetName())}
@@ -148,7 +148,7 @@ func decodeContent(m *namespacepb.Content) (c Content, err error) {
 func (op *Create) encode(p *namespacepb.Op) {
 	m := &namespacepb.Create{
 		Parent: uint64(op.Parent), Name: []byte(op.Name),
-		Mode: op.Mode, Uid: op.UID, Gid: op.GID, Rdev: op.Rdev,
+		Mode: op.Mode, Umask: op.Umask, Uid: op.UID, Gid: op.GID, Rdev: op.Rdev,
 		Target: []byte(op.Target), Size: uint64(op.Size), Unnamed: op.Unnamed,
 	}
 	if op.Content != nil {
@@ -160,7 +160,7 @@ func (op *Create) encode(p *namespacepb.Op) {
 func decodeCreate(m *namespacepb.Create) (*Create, error) {
 	op := &Create{
 		Parent: Ino(m.Parent), Name: string(m.Name),
-		Mode: m.Mode, UID: m.Uid, GID: m.Gid, Rdev: m.Rdev,
+		Mode: m.Mode, Umask: m.Umask, UID: m.Uid, GID: m.Gid, Rdev: m.Rdev,
 		Target: string(m.Target), Size: int64(m.Size), Unnamed: m.Unnamed,
 	}
 	if m.Content == nil {
@@ -234,7 +234,7 @@ func decodeSetContent(m *namespacepb.SetContent) (*SetContent, error) {
 
 func (op *SetXattr) encode(p *namespacepb.Op) {
 	p.Kind = &namespacepb.Op_SetXattr{SetXattr: &namespacepb.SetXattr{
-		Ino: uint64(op.Ino), Name: []byte(op.Name), Value: op.Value, Flag: uint32(op.Flag)}}
+		Ino: uint64(op.Ino), Name: []byte(op.Name), Value: op.Value, Flag: uint32(op.Flag), KillSetgid: op.KillSetGID}}
 }
 
 func (op *RemoveXattr) encode(p *namespacepb.Op) {

@@ -45,7 +45,9 @@ type Op interface {
 
 // Create makes an inode and its first name. Its times are the command's Time.
 // In a directory with the setgid bit it takes the directory's group, and a
-// directory the bit as well.
+// directory the bit as well. In one with a default access control list, that
+// limits the mode and becomes the inode's own (a symbolic link has none); in any
+// other, Umask limits it.
 //
 // Unnamed makes a regular file without a name, an orphan until it is linked, as if
 // it were created in the directory and its name removed at once; the directory
@@ -55,6 +57,7 @@ type Create struct {
 	Name     string
 	Unnamed  bool   // then Name is empty
 	Mode     uint32 // with the type; a symbolic link's permissions are 0777 always
+	Umask    uint32 // permission bits that the creator withholds by habit
 	UID, GID uint32
 	Rdev     uint32   // of devices, else ignored
 	Target   string   // of a symbolic link, else empty
@@ -112,7 +115,8 @@ const (
 	attrAll = AttrMode | AttrUID | AttrGID | AttrAtime | AttrMtime | AttrAccessed
 )
 
-// SetAttr changes attributes. An empty mask changes nothing, not even ctime.
+// SetAttr changes attributes. An empty mask changes nothing, not even ctime. A
+// mode that is set changes the access control list as well.
 type SetAttr struct {
 	Ino          Ino
 	Mask         AttrMask
@@ -148,7 +152,7 @@ type SetContent struct {
 	KillPriv bool
 }
 
-// XattrFlag is a condition of SetXattr, with the values of setxattr(2).
+// XattrFlag is a set of conditions of SetXattr, with the values of setxattr(2).
 type XattrFlag uint32
 
 // The conditions of SetXattr.
@@ -157,15 +161,22 @@ const (
 	XattrReplace XattrFlag = 2 // ErrNoAttr if there is none
 )
 
-// SetXattr sets an extended attribute.
+// SetXattr sets an extended attribute. ACLAccess sets the permission bits of the
+// mode as well, and is not stored if they say it all. An access control list
+// without entries is removed.
 type SetXattr struct {
 	Ino   Ino
 	Name  string
 	Value []byte
 	Flag  XattrFlag
+	// KillSetGID takes the setgid bit away with setting ACLAccess, as chmod
+	// does if the caller is not of the inode's group. It is nothing to other
+	// attributes.
+	KillSetGID bool
 }
 
-// RemoveXattr removes an extended attribute.
+// RemoveXattr removes an extended attribute. Access control lists that are not
+// there are no failure: without one, the mode says what it would.
 type RemoveXattr struct {
 	Ino  Ino
 	Name string

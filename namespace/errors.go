@@ -20,6 +20,8 @@ var (
 	ErrNoAttr       = errors.New("no such attribute")                            // ENODATA
 	ErrAttrTooLarge = errors.New("attribute is too large")                       // E2BIG
 	ErrAttrSpace    = errors.New("no space left for attributes of this inode")   // ENOSPC
+	ErrNotSupported = errors.New("operation not supported")                      // EOPNOTSUPP: an access control list of a symbolic link
+	ErrAccess       = errors.New("permission denied")                            // EACCES: a default access control list of a file
 	ErrConflict     = errors.New("content has changed since the base version")   // not for the kernel: rebase and retry
 	ErrLoop         = fmt.Errorf("%w: directory moved below itself", ErrInvalid) // EINVAL
 	// ErrTrimmed says that the history of the instant asked for is gone.

@@ -194,6 +194,7 @@ func (m *model) create(now int64, op *Create) (Ino, error) {
 			n.Content = *op.Content
 		}
 	}
+	n.inherit(dir.xattrs[ACLDefault], op.Umask)
 	m.inodes[n.Ino] = n
 	m.created = n.Ino
 	if op.Unnamed {
@@ -282,9 +283,15 @@ func (m *model) doInode(now int64, op Op) (Ino, error) {
 		if !there && op.Flag == XattrReplace {
 			return 0, ErrNoAttr
 		}
+		if isACL(op.Name) {
+			return n.Ino, m.setACL(now, n, op)
+		}
 		m.changed(now, n).xattrs[op.Name] = string(op.Value)
 	case *RemoveXattr:
 		if _, there := n.xattrs[op.Name]; !there {
+			if isACL(op.Name) {
+				return n.Ino, nil
+			}
 			return 0, ErrNoAttr
 		}
 		delete(m.changed(now, n).xattrs, op.Name)
@@ -313,6 +320,70 @@ func (m *model) doInode(now int64, op Op) (Ino, error) {
 	return n.Ino, nil
 }
 
+// inherit applies the default list of the directory, "" for none, or the umask.
+func (n *modelInode) inherit(def string, umask uint32) {
+	switch {
+	case n.Type() == TypeSymlink:
+	case def == "":
+		n.Mode &^= umask
+	default:
+		if n.IsDir() {
+			n.xattrs[ACLDefault] = def
+		}
+		perms, exact := mustACL(def).perms()
+		n.Mode &= perms | ^uint32(0o777)
+		if !exact {
+			n.xattrs[ACLAccess] = withPerms(def, n.Mode)
+		}
+	}
+}
+
+func (m *model) setACL(now int64, n *modelInode, op *SetXattr) error {
+	if n.Type() == TypeSymlink {
+		return ErrNotSupported
+	}
+	list, err := decodeACL(op.Value)
+	if err != nil {
+		return ErrInvalid
+	}
+	if list == nil {
+		if _, there := n.xattrs[op.Name]; there {
+			delete(m.changed(now, n).xattrs, op.Name)
+		}
+		return nil
+	}
+	if op.Name == ACLDefault && !n.IsDir() {
+		return ErrAccess
+	}
+	m.changed(now, n).xattrs[op.Name] = string(op.Value)
+	if op.Name == ACLDefault {
+		return nil
+	}
+	perms, exact := list.perms()
+	if exact {
+		delete(n.xattrs, op.Name)
+	}
+	n.Mode = n.Mode&^0o777 | perms
+	if op.KillSetGID {
+		n.Mode &^= 0o2000
+	}
+	return nil
+}
+
+func mustACL(value string) acl {
+	a, err := decodeACL([]byte(value))
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+func withPerms(value string, mode uint32) string {
+	a := mustACL(value)
+	a.setPerms(mode)
+	return string(a.encode())
+}
+
 func (m *model) setAttr(now int64, n *modelInode, op *SetAttr) {
 	if op.Mask&AttrAccessed != 0 && op.Atime > n.Atime {
 		m.touched[n.Ino] = true
@@ -323,6 +394,9 @@ func (m *model) setAttr(now int64, n *modelInode, op *SetAttr) {
 	}
 	if op.Mask&AttrMode != 0 {
 		n.Mode = n.Type() | op.Mode&0o7777
+		if stored, ok := n.xattrs[ACLAccess]; ok {
+			n.xattrs[ACLAccess] = withPerms(stored, n.Mode)
+		}
 	}
 	if op.Mask&AttrUID != 0 {
 		n.UID = op.UID

@@ -48,6 +48,7 @@ const (
 	modeSetUID    uint32 = 0o4000
 	modeSetGID    uint32 = 0o2000
 	modeGroupExec uint32 = 0o0010
+	modePerms     uint32 = 0o0777
 	modeBits      uint32 = 0o7777
 )
 

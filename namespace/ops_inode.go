@@ -77,6 +77,9 @@ func (t *txn) setAttr(op *SetAttr) (*stagedInode, error) {
 	}
 	if op.Mask&AttrMode != 0 {
 		n.mode = n.typ() | op.Mode&modeBits
+		if err := t.followMode(n); err != nil {
+			return nil, err
+		}
 	}
 	if op.Mask&AttrUID != 0 {
 		n.uid = op.UID
@@ -219,7 +222,7 @@ func (t *txn) setXattr(op *SetXattr) (*stagedInode, error) {
 	if err := checkXattrName(op.Name); err != nil {
 		return nil, err
 	}
-	if op.Flag > XattrReplace {
+	if op.Flag&^(XattrCreate|XattrReplace) != 0 {
 		return nil, fmt.Errorf("%w: attribute flags %#x", ErrInvalid, op.Flag)
 	}
 	if len(op.Value) > MaxXattr {
@@ -229,10 +232,12 @@ func (t *txn) setXattr(op *SetXattr) (*stagedInode, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case v.value != nil && op.Flag == XattrCreate:
+	case v.value != nil && op.Flag&XattrCreate != 0:
 		return nil, ErrExist
-	case v.value == nil && op.Flag == XattrReplace:
+	case v.value == nil && op.Flag&XattrReplace != 0:
 		return nil, ErrNoAttr
+	case isACL(op.Name):
+		return n, t.setACL(n, op)
 	}
 	value := op.Value
 	if value == nil {
@@ -248,6 +253,9 @@ func (t *txn) removeXattr(op *RemoveXattr) (*stagedInode, error) {
 	}
 	if err := checkXattrName(op.Name); err != nil {
 		return nil, err
+	}
+	if isACL(op.Name) {
+		return n, t.putACL(n, op.Name, nil)
 	}
 	v, err := t.xattr(n, op.Name)
 	if err != nil {

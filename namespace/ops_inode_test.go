@@ -264,7 +264,9 @@ func TestXattrs(t *testing.T) {
 	}
 	f.refuse(ErrExist, &SetXattr{Ino: ino, Name: "user.a", Flag: XattrCreate})
 	f.refuse(ErrNoAttr, &SetXattr{Ino: ino, Name: "user.c", Flag: XattrReplace})
-	f.refuse(ErrInvalid, &SetXattr{Ino: ino, Name: "user.c", Flag: XattrCreate | XattrReplace})
+	f.refuse(ErrNoAttr, &SetXattr{Ino: ino, Name: "user.c", Flag: XattrCreate | XattrReplace})
+	f.refuse(ErrExist, &SetXattr{Ino: ino, Name: "user.a", Flag: XattrCreate | XattrReplace})
+	f.refuse(ErrInvalid, &SetXattr{Ino: ino, Name: "user.c", Flag: 4})
 	f.refuse(ErrInvalid, &SetXattr{Ino: ino, Name: ""})
 	f.refuse(ErrInvalid, &SetXattr{Ino: ino, Name: "a\x00"})
 	f.refuse(ErrNameTooLong, &SetXattr{Ino: ino, Name: strings.Repeat("n", 256)})

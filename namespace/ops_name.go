@@ -78,7 +78,10 @@ func (t *txn) create(op *Create) (*stagedInode, error) {
 			return nil, err
 		}
 	}
-	n := t.newIn(dir, op)
+	n, err := t.newIn(dir, op)
+	if err != nil {
+		return nil, err
+	}
 	t.point(e, n)
 	t.changeEntries(dir, 1)
 	return n, nil
@@ -96,14 +99,17 @@ func (t *txn) createUnnamed(op *Create) (*stagedInode, error) {
 	if op.Name != "" || op.Mode&TypeMask != TypeRegular {
 		return nil, fmt.Errorf("%w: name %q, mode %#o for a file without a name", ErrInvalid, op.Name, op.Mode)
 	}
-	n := t.newIn(dir, op)
+	n, err := t.newIn(dir, op)
+	if err != nil {
+		return nil, err
+	}
 	n.nlink = 0
 	t.result.Orphan = n.ino
 	return n, nil
 }
 
 // newIn makes the inode that op describes, as it comes about in dir.
-func (t *txn) newIn(dir *stagedInode, op *Create) *stagedInode {
+func (t *txn) newIn(dir *stagedInode, op *Create) (*stagedInode, error) {
 	n := t.newStagedInode()
 	n.alive, n.dirty = true, true
 	n.ino = t.meta.nextIno
@@ -130,14 +136,17 @@ func (t *txn) newIn(dir *stagedInode, op *Create) *stagedInode {
 	case TypeChar, TypeBlock:
 		n.rdev = op.Rdev
 	}
+	if err := t.inherit(dir, n, op.Umask); err != nil {
+		return nil, err
+	}
 	t.created = n.ino
-	return n
+	return n, nil
 }
 
 // check says whether the op fits the type of what it creates.
 func (op *Create) check() error {
-	if op.Mode&^(TypeMask|modeBits) != 0 {
-		return fmt.Errorf("%w: mode %#o", ErrInvalid, op.Mode)
+	if op.Mode&^(TypeMask|modeBits) != 0 || op.Umask&^modePerms != 0 {
+		return fmt.Errorf("%w: mode %#o, umask %#o", ErrInvalid, op.Mode, op.Umask)
 	}
 	typ := op.Mode & TypeMask
 	if typ != TypeRegular && (op.Content != nil || op.Size != 0) || typ != TypeSymlink && op.Target != "" {

@@ -112,7 +112,7 @@ func (g *generator) op() Op {
 	}
 	switch n := g.IntN(60 + 2*remove); {
 	case n < 14:
-		op := &Create{Parent: g.dir(), Name: g.name(), UID: g.Uint32N(9), GID: g.Uint32N(9)}
+		op := &Create{Parent: g.dir(), Name: g.name(), Umask: g.Uint32N(0o1000), UID: g.Uint32N(9), GID: g.Uint32N(9)}
 		op.Mode = []uint32{TypeRegular, TypeDir, TypeDir, TypeSymlink, TypeFIFO}[g.IntN(5)] | g.Uint32N(0o10000)
 		switch {
 		case op.Mode&TypeMask == TypeSymlink:
@@ -139,7 +139,7 @@ func (g *generator) op() Op {
 			UID: g.Uint32N(9), GID: g.Uint32N(9), Atime: g.now - 5, Mtime: g.now - g.Int64N(100*second), KillPriv: flags(2)}
 	case n < 40:
 		return &Truncate{Ino: g.file(), Size: g.Int64N(900) * g.Int64N(2), KillPriv: flags(3)}
-	case n < 46:
+	case n < 45:
 		c, size := g.content()
 		op := &SetContent{Ino: g.file(), Content: c, Size: size, KillPriv: flags(3)}
 		if n := g.m.inodes[op.Ino]; n != nil && !flags(6) {
@@ -149,11 +149,13 @@ func (g *generator) op() Op {
 			op.Mtime = g.now - g.Int64N(60*second)
 		}
 		return op
+	case n < 48:
+		return g.setACL()
 	case n < 50:
 		name := []string{"user.a", "user.b", "user.bb", securityCapability}[g.IntN(4)]
 		return &SetXattr{Ino: g.ino(nil), Name: name, Value: []byte(g.name())[:g.IntN(3)], Flag: XattrFlag(g.IntN(6) / 2 % 3)}
 	case n < 52:
-		return &RemoveXattr{Ino: g.ino(nil), Name: []string{"user.a", "user.b", "user.bb"}[g.IntN(3)]}
+		return &RemoveXattr{Ino: g.ino(nil), Name: []string{"user.a", "user.b", "user.bb", ACLAccess, ACLDefault}[g.IntN(5)]}
 	case n < 53:
 		return &Pin{CID: cas.Sum(cas.Raw, []byte{byte(g.IntN(4))}), Name: g.name()}
 	case n < 54:
@@ -176,6 +178,21 @@ func (g *generator) op() Op {
 		p, name := g.target()
 		return &Rmdir{Parent: p, Name: name}
 	}
+}
+
+// setACL sets a list, mostly one that can be.
+func (g *generator) setACL() Op {
+	op := &SetXattr{Ino: g.ino(nil), Name: ACLAccess, Value: randomACL(g.Rand).encode(), KillSetGID: g.IntN(3) == 0}
+	if g.IntN(2) == 0 {
+		op.Name = ACLDefault
+		if g.IntN(4) > 0 {
+			op.Ino = g.dir()
+		}
+	}
+	if g.IntN(8) == 0 {
+		op.Value = op.Value[:g.IntN(len(op.Value))]
+	}
+	return op
 }
 
 // run drives a State and the model with the same commands.

@@ -28,7 +28,7 @@ type Attr struct {
 type Caller struct {
 	UID, GID uint32
 	PID      uint32
-	Umask    uint32
+	Umask    uint32 // permission bits; does not count in a directory with a default access control list
 }
 
 // SetAttrMask says which fields of a SetAttr count.

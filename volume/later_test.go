@@ -94,7 +94,7 @@ func TestAttributesAreWhatWasSetLast(t *testing.T) {
 					changes = false
 				case 10:
 					if rnd.IntN(2) == 0 {
-						r.must(r.SetXattr(t.Context(), h.Ino(), "user.a", []byte("b"), 0))
+						r.must(r.SetXattr(t.Context(), h.Ino(), "user.a", []byte("b"), 0, false))
 					} else {
 						changes = false
 					}

@@ -160,10 +160,11 @@ func (v *Volume) create(ctx context.Context, op *namespace.Create) (namespace.In
 	return res.Inodes[0], nil
 }
 
-// Mkdir makes a directory. mode is permissions, umask already applied.
+// Mkdir makes a directory. mode is permissions, before the caller's umask, as
+// it is in Mknod and Create.
 func (v *Volume) Mkdir(ctx context.Context, parent namespace.Ino, name string, mode uint32, c Caller) (Attr, error) {
 	n, err := v.create(ctx, &namespace.Create{
-		Parent: parent, Name: name, Mode: mode&^syscall.S_IFMT | syscall.S_IFDIR, UID: c.UID, GID: c.GID,
+		Parent: parent, Name: name, Mode: mode&^syscall.S_IFMT | syscall.S_IFDIR, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})
 	return attrOf(&n), err
 }
@@ -174,7 +175,7 @@ func (v *Volume) Mknod(ctx context.Context, parent namespace.Ino, name string, m
 		mode |= syscall.S_IFREG
 	}
 	n, err := v.create(ctx, &namespace.Create{
-		Parent: parent, Name: name, Mode: mode, Rdev: rdev, UID: c.UID, GID: c.GID,
+		Parent: parent, Name: name, Mode: mode, Umask: c.Umask, Rdev: rdev, UID: c.UID, GID: c.GID,
 	})
 	return attrOf(&n), err
 }
@@ -190,7 +191,7 @@ func (v *Volume) Symlink(ctx context.Context, parent namespace.Ino, name, target
 // Create makes a regular file that does not exist yet and opens it.
 func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, mode, flags uint32, c Caller) (Attr, *Handle, error) {
 	n, err := v.create(ctx, &namespace.Create{
-		Parent: parent, Name: name, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, UID: c.UID, GID: c.GID,
+		Parent: parent, Name: name, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})
 	if err != nil {
 		return Attr{}, nil, err
@@ -206,7 +207,7 @@ func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, 
 // else it goes when it is closed.
 func (v *Volume) Tmpfile(ctx context.Context, parent namespace.Ino, mode, flags uint32, c Caller) (Attr, *Handle, error) {
 	res, err := v.propose(ctx, &namespace.Create{
-		Parent: parent, Unnamed: true, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, UID: c.UID, GID: c.GID,
+		Parent: parent, Unnamed: true, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})
 	if err != nil {
 		return Attr{}, nil, err
@@ -363,15 +364,18 @@ func (v *Volume) GetXattr(ctx context.Context, ino namespace.Ino, name string) (
 }
 
 // SetXattr sets an extended attribute. flags are XATTR_CREATE (1) and
-// XATTR_REPLACE (2).
-func (v *Volume) SetXattr(ctx context.Context, ino namespace.Ino, name string, value []byte, flags uint32) error {
+// XATTR_REPLACE (2). killSetGID says that the caller, if it is an access control
+// list that he sets, is not of the inode's group.
+func (v *Volume) SetXattr(ctx context.Context, ino namespace.Ino, name string, value []byte, flags uint32, killSetGID bool) error {
 	if name == CIDAttr {
 		return ErrReserved
 	}
 	if err := v.nameLater(ctx, ino); err != nil {
 		return err
 	}
-	_, err := v.propose(ctx, &namespace.SetXattr{Ino: ino, Name: name, Value: value, Flag: namespace.XattrFlag(flags)})
+	_, err := v.propose(ctx, &namespace.SetXattr{
+		Ino: ino, Name: name, Value: value, Flag: namespace.XattrFlag(flags), KillSetGID: killSetGID,
+	})
 	return err
 }
 

@@ -1054,7 +1054,8 @@ type Create struct {
 	Target        []byte                 `protobuf:"bytes,7,opt,name=target,proto3" json:"target,omitempty"`
 	Content       *Content               `protobuf:"bytes,8,opt,name=content,proto3" json:"content,omitempty"`
 	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
-	Unnamed       bool                   `protobuf:"varint,10,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
+	Umask         uint32                 `protobuf:"varint,10,opt,name=umask,proto3" json:"umask,omitempty"`
+	Unnamed       bool                   `protobuf:"varint,11,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1148,6 +1149,13 @@ func (x *Create) GetContent() *Content {
 func (x *Create) GetSize() uint64 {
 	if x != nil {
 		return x.Size
+	}
+	return 0
+}
+
+func (x *Create) GetUmask() uint32 {
+	if x != nil {
+		return x.Umask
 	}
 	return 0
 }
@@ -1605,6 +1613,7 @@ type SetXattr struct {
 	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Value         []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
 	Flag          uint32                 `protobuf:"varint,4,opt,name=flag,proto3" json:"flag,omitempty"`
+	KillSetgid    bool                   `protobuf:"varint,5,opt,name=kill_setgid,json=killSetgid,proto3" json:"kill_setgid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1665,6 +1674,13 @@ func (x *SetXattr) GetFlag() uint32 {
 		return x.Flag
 	}
 	return 0
+}
+
+func (x *SetXattr) GetKillSetgid() bool {
+	if x != nil {
+		return x.KillSetgid
+	}
+	return false
 }
 
 type RemoveXattr struct {
@@ -2040,7 +2056,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\bsnapshot\x18\x0e \x01(\v2 .cairn.namespace.v1.TakeSnapshotH\x00R\bsnapshot\x12G\n" +
 	"\rdrop_snapshot\x18\x0f \x01(\v2 .cairn.namespace.v1.TakeSnapshotH\x00R\fdropSnapshot\x12D\n" +
 	"\ftrim_history\x18\x10 \x01(\v2\x1f.cairn.namespace.v1.TrimHistoryH\x00R\vtrimHistoryB\x06\n" +
-	"\x04kind\"\xfd\x01\n" +
+	"\x04kind\"\x93\x02\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -2050,9 +2066,10 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04rdev\x18\x06 \x01(\rR\x04rdev\x12\x16\n" +
 	"\x06target\x18\a \x01(\fR\x06target\x125\n" +
 	"\acontent\x18\b \x01(\v2\x1b.cairn.namespace.v1.ContentR\acontent\x12\x12\n" +
-	"\x04size\x18\t \x01(\x04R\x04size\x12\x18\n" +
-	"\aunnamed\x18\n" +
-	" \x01(\bR\aunnamed\"D\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x14\n" +
+	"\x05umask\x18\n" +
+	" \x01(\rR\x05umask\x12\x18\n" +
+	"\aunnamed\x18\v \x01(\bR\aunnamed\"D\n" +
 	"\x04Link\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
@@ -2089,12 +2106,14 @@ const file_namespace_proto_rawDesc = "" +
 	"\acontent\x18\x03 \x01(\v2\x1b.cairn.namespace.v1.ContentR\acontent\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x14\n" +
 	"\x05mtime\x18\x05 \x01(\x10R\x05mtime\x12\x1b\n" +
-	"\tkill_priv\x18\x06 \x01(\bR\bkillPriv\"Z\n" +
+	"\tkill_priv\x18\x06 \x01(\bR\bkillPriv\"{\n" +
 	"\bSetXattr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\fR\x05value\x12\x12\n" +
-	"\x04flag\x18\x04 \x01(\rR\x04flag\"3\n" +
+	"\x04flag\x18\x04 \x01(\rR\x04flag\x12\x1f\n" +
+	"\vkill_setgid\x18\x05 \x01(\bR\n" +
+	"killSetgid\"3\n" +
 	"\vRemoveXattr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\"\x18\n" +
