@@ -44,18 +44,23 @@ const (
 type fileSystem struct {
 	fuse.RawFileSystem
 
-	vol     *volume.Volume
-	now     func() time.Time
-	log     *slog.Logger
-	handles handles
-	known   lookups
+	vol      *volume.Volume
+	now      func() time.Time
+	log      *slog.Logger
+	handles  handles
+	known    lookups
+	uid, gid *uint32 // of every file, if set
+	devices  bool    // may be created
 
 	// keepsDirs says that the kernel needs no handles of directories.
 	keepsDirs bool
 }
 
 func newFileSystem(vol *volume.Volume, o Options) *fileSystem {
-	return &fileSystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), vol: vol, now: o.Now, log: o.Logger}
+	return &fileSystem{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), vol: vol, now: o.Now, log: o.Logger,
+		uid: o.UID, gid: o.GID, devices: o.Dev,
+	}
 }
 
 // String is the name of the file system in go-fuse's messages.
@@ -91,11 +96,11 @@ func (fs *fileSystem) entry(a *volume.Attr, out *fuse.EntryOut) {
 	out.Generation = a.Generation
 	out.SetEntryTimeout(cacheFor)
 	out.SetAttrTimeout(cacheFor)
-	fillAttr(a, &out.Attr)
+	fs.fillAttr(a, &out.Attr)
 	fs.known.add(uint64(a.Ino))
 }
 
-func fillAttr(a *volume.Attr, out *fuse.Attr) {
+func (fs *fileSystem) fillAttr(a *volume.Attr, out *fuse.Attr) {
 	out.Ino = uint64(a.Ino)
 	out.Size = uint64(a.Size)
 	out.Blocks = uint64(a.Blocks)
@@ -105,6 +110,12 @@ func fillAttr(a *volume.Attr, out *fuse.Attr) {
 	out.Mode = a.Mode
 	out.Nlink = a.Nlink
 	out.Uid, out.Gid = a.UID, a.GID
+	if fs.uid != nil {
+		out.Uid = *fs.uid
+	}
+	if fs.gid != nil {
+		out.Gid = *fs.gid
+	}
 	out.Rdev = a.Rdev
 	out.Blksize = ioSize
 }
@@ -170,7 +181,7 @@ func (fs *fileSystem) attr(op string, ino uint64, a *volume.Attr, err error, out
 		return fs.fail(op, ino, "", err)
 	}
 	out.SetTimeout(cacheFor)
-	fillAttr(a, &out.Attr)
+	fs.fillAttr(a, &out.Attr)
 	return fuse.OK
 }
 

@@ -22,8 +22,14 @@ func (fs *fileSystem) named(op string, parent uint64, name string, a *volume.Att
 	return fuse.OK
 }
 
-// Mknod is mknod(2).
+// Mknod is mknod(2). The character device 0:0 is none: it stands for a name that
+// overlayfs hides, and anybody may create it.
 func (fs *fileSystem) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	kind := in.Mode & syscall.S_IFMT
+	device := kind == syscall.S_IFBLK || kind == syscall.S_IFCHR && in.Rdev != 0
+	if device && !fs.devices {
+		return fuse.EPERM
+	}
 	a, err := fs.vol.Mknod(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Rdev, caller(&in.InHeader, in.Umask))
 	return fs.named("mknod", in.NodeId, name, &a, err, out)
 }
