@@ -120,6 +120,7 @@ func outcomes() []outcome {
 		{is(mount.ErrNoFUSE), codeUnavailable, ""},
 		{is(mount.ErrNoHelper), codeUnavailable, ""},
 		{is(mount.ErrUnsupported), codeUnavailable, ""},
+		{is(mount.ErrRootOnly), codeFailed, ""},
 		{is(mount.ErrMounted), codeFailed, "choose another mount point, or end that mount with `cairn umount`"},
 		{is(mount.ErrNotMounted), codeNotFound, "`cairn status` lists the mount points of a store"},
 		{as[*mount.BusyError], codeFailed, ""},
