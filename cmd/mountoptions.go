@@ -33,7 +33,7 @@ auto, noauto, user, users, owner, group, nofail, _netdev, comment=…, x-….`
 
 var (
 	errUnknownOption = errors.New("there is no such option")
-	errRemount       = errors.New("a mount cannot be changed: unmount it and mount it again")
+	errRemount       = errors.New("only the kernel can change a mount: use `mount -i -o remount,…`, or mount it again")
 )
 
 // mountOptions is what a list of options says.
@@ -110,7 +110,7 @@ func (o *mountOptions) setValue(word string) (err error) {
 func forOthers(name string) bool {
 	return strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-") || slices.Contains([]string{
 		"", "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup",
-		"nofail", "_netdev", "comment",
+		"nofail", "_netdev", "comment", "silent", "loud",
 	}, name)
 }
 

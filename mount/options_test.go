@@ -5,6 +5,7 @@ package mount
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -31,17 +32,20 @@ func mountsLine(t *testing.T, dir string) (source string, options []string) {
 }
 
 func TestTheKernelKnowsTheOptions(t *testing.T) {
-	needRoot(t)
+	needFUSE(t)
 	for name, c := range map[string]struct {
 		options   Options
 		has, lack string
 	}{
-		"none":     {Options{}, "rw nosuid nodev noatime default_permissions allow_other", "ro noexec relatime"},
+		"none":     {Options{}, "rw nosuid nodev noatime default_permissions", "ro noexec relatime"},
 		"narrow":   {Options{ReadOnly: true, NoExec: true}, "ro noexec nosuid nodev noatime", "rw"},
 		"wide":     {Options{Suid: true, Dev: true}, "rw noatime", "nosuid nodev noexec"},
 		"relatime": {Options{Relatime: true}, "relatime nosuid nodev", "noatime"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if c.options.Suid {
+				needRoot(t)
+			}
 			vol, _ := openVolume(t, vfs.NewMem(), "node")
 			source, options := mountsLine(t, mountVolume(t, vol, c.options).Mountpoint())
 			for _, want := range strings.Fields(c.has) {
@@ -137,4 +141,20 @@ func TestOwnersCanBeOverridden(t *testing.T) {
 	ok(t, s.Unmount())
 	mountVolume(t, vol, Options{Mountpoint: s.Mountpoint()})
 	owners("file", 5, 6) // what was stored
+}
+
+func TestOnlyRootHonoursSetUserID(t *testing.T) {
+	needRoot(t)
+	results := make(chan error, 3)
+	go func() {
+		runtime.LockOSThread() // for good: the thread, which has another user from here on, ends with the goroutine
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), 1000, ^uintptr(0)); errno != 0 {
+			results <- errno
+		}
+		results <- checkSystem(Options{Suid: true})
+		results <- checkSystem(Options{Dev: true})
+	}()
+	for range 2 {
+		wantErr(t, <-results, ErrRootOnly)
+	}
 }

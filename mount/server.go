@@ -103,6 +103,7 @@ func fuseOptions(fs *fileSystem, o Options) *fuse.MountOptions {
 		AllowOther:               o.AllowOther || root,
 		Options:                  []string{"default_permissions"},
 		DirectMountStrict:        root,
+		DirectMountFlags:         unix.MS_RELATIME, // none at all would stand for nosuid and nodev
 		MaxWrite:                 maxRequest,
 		MaxReadAhead:             maxRequest,
 		MaxBackground:            maxAsync,
@@ -124,8 +125,7 @@ func fuseOptions(fs *fileSystem, o Options) *fuse.MountOptions {
 		{o.NoExec, unix.MS_NOEXEC, "noexec"},
 		{!o.Suid, unix.MS_NOSUID, "nosuid"},
 		{!o.Dev, unix.MS_NODEV, "nodev"},
-		{o.Relatime, unix.MS_RELATIME, "relatime"},
-		{!o.Relatime, unix.MS_NOATIME, "noatime"},
+		{!o.Relatime, unix.MS_NOATIME, "noatime"}, // without it, relatime is the default
 	} {
 		switch {
 		case !f.set:
