@@ -56,7 +56,9 @@ store is created if there is none, MOUNTPOINT too if its parent exists. A mount
 that a killed process has left there is replaced.
 
 With --daemon the command returns when the mount is ready; the process in the
-background logs to cairn.log in the data directory.
+background logs to cairn.log in the data directory. A service manager that sets
+NOTIFY_SOCKET is told when the mount is ready and when it ends. By the name
+mount.cairn the program mounts for mount(8) and /etc/fstab.
 
 ` + mountOptionsText,
 		Example: example(

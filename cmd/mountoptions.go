@@ -23,7 +23,7 @@ const mountOptionsText = `Options (-o, separated by commas; the last one counts)
   noexec, exec         run no programs from the mount; run them (default)
   nosuid, suid         ignore set-user-ID bits (default); honour them (root only)
   nodev, dev           no device nodes (default); create and open them (root only)
-  noatime, relatime    keep no times of access (default); keep them roughly
+  noatime, relatime    set no times of access (default); set them now and then
   allow_other          let other users in; root always does
   uid=N, gid=N         show all files as owned by this user or group
   dir=PATH             data directory of the store, instead of --dir
