@@ -37,9 +37,14 @@ type app struct {
 	running  bool // flags and arguments were understood
 }
 
-// Main runs the command line args, without the program's name, and returns the
-// exit code. SIGINT, SIGTERM and SIGHUP end it in order, a second one at once.
+// programName is the name of the program. It has another one too, helperName.
+const programName = "cairn"
+
+// Main runs the command line args, which begins with the program's name, and
+// returns the exit code. SIGINT, SIGTERM and SIGHUP end it in order, a second one
+// at once.
 func Main(args []string, std IO) int {
+	name, args := filepath.Base(args[0]), args[1:]
 	if len(args) == 1 && args[0] == bench.ClientArg {
 		if err := bench.ServeClient(std.In, std.Out); err != nil {
 			fmt.Fprintln(std.Err, "cairn: bench client:", err)
@@ -56,7 +61,10 @@ func Main(args []string, std IO) int {
 
 	std.Out = &output{std.Out}
 	a := &app{IO: std}
-	root := a.root()
+	root, codeOf := a.root(), exitCode
+	if name == helperName {
+		root, codeOf = a.mountHelper(), helperCode
+	}
 	root.SetArgs(args)
 	done, err := root.ExecuteContextC(ctx)
 	if err == nil {
@@ -67,9 +75,9 @@ func Main(args []string, std IO) int {
 	} else if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = errInterrupted
 	}
-	code := exitCode(err)
+	code := codeOf(err)
 	if text := message(err); code != codeDone && text != "" {
-		fmt.Fprintln(std.Err, "cairn: "+text)
+		fmt.Fprintln(std.Err, programName+": "+text)
 	}
 	return code
 }

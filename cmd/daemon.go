@@ -17,8 +17,12 @@ import (
 // pipe on which it writes the line "mounted PATH" when the mount is ready, and
 // until then the terminal's stderr, so that it can say itself why it fails.
 
-// readyFlag is the hidden flag with the number of the pipe's file descriptor.
-const readyFlag = "ready-fd"
+// The hidden flags of mount: the number of the pipe's file descriptor, and what
+// the mount is to show as its device.
+const (
+	readyFlag  = "ready-fd"
+	sourceFlag = "source"
+)
 
 // The log of a daemon, in the data directory. When a daemon starts and finds it
 // larger than maxLog, the old one is kept beside it.
@@ -36,20 +40,22 @@ func (e *exitError) Error() string { return "" }
 func (m *mounter) startDaemon(ctx context.Context) error {
 	exe, err := os.Executable()
 	if err != nil {
-		return err
+		return errors.Join(errNoDaemon, err)
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return errors.Join(errNoDaemon, err)
 	}
 	defer r.Close()
 	child := exec.Command(exe, m.daemonArgs()...)
+	child.Args[0] = programName // whatever the file is called
+	child.Dir = "/"             // so that no other file system is kept in use
 	child.Stderr = os.Stderr
 	child.ExtraFiles = []*os.File{w} // number 3
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = child.Start()
 	if err = errors.Join(err, w.Close()); err != nil {
-		return err
+		return errors.Join(errNoDaemon, err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = child.Process.Signal(syscall.SIGTERM) })
 	defer stop()
@@ -69,17 +75,14 @@ func (m *mounter) startDaemon(ctx context.Context) error {
 // daemonArgs returns the arguments that make the daemon do what this process was
 // asked for.
 func (m *mounter) daemonArgs() []string {
-	args := []string{"mount", "--dir", m.dir, "--" + readyFlag, "3", "--log-level", m.logLevel}
-	if m.allowOther {
-		args = append(args, "--allow-other")
-	}
-	if m.readOnly {
-		args = append(args, "--read-only")
+	args := []string{"mount", "--dir", m.dir, "--" + readyFlag, "3", "--log-level", m.logLevel, "-o", m.options.String()}
+	if m.options.Source != "" {
+		args = append(args, "--"+sourceFlag, m.options.Source)
 	}
 	if m.reserve > 0 {
 		args = append(args, "--reserve", strconv.FormatInt(int64(m.reserve), 10))
 	}
-	return slices.Concat(args, []string{"--", m.mountpoint})
+	return slices.Concat(args, []string{"--", m.options.Mountpoint})
 }
 
 // moveToLog turns standard input, output and error of this process, whatever

@@ -32,7 +32,9 @@ const exitCodesText = `Exit codes:
   3  not found: the content, file, pin, mount or store does not exist
   4  integrity: stored bytes are not what they should be; the CID is named
   5  unavailable: another process has the store, or does not answer, or there
-     is no FUSE`
+     is no FUSE
+By the name mount.cairn, as mount(8) runs it, the program has the exit codes of
+mount(8): 1 for usage, 2 if it cannot start, 8 if interrupted, 32 for the rest.`
 
 func exitCodesTopic() *cobra.Command {
 	return &cobra.Command{
@@ -120,6 +122,7 @@ func outcomes() []outcome {
 		{is(mount.ErrNoFUSE), codeUnavailable, ""},
 		{is(mount.ErrNoHelper), codeUnavailable, ""},
 		{is(mount.ErrUnsupported), codeUnavailable, ""},
+		{is(mount.ErrRootOnly), codeFailed, ""},
 		{is(mount.ErrMounted), codeFailed, "choose another mount point, or end that mount with `cairn umount`"},
 		{is(mount.ErrNotMounted), codeNotFound, "`cairn status` lists the mount points of a store"},
 		{as[*mount.BusyError], codeFailed, ""},

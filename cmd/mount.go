@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/cairnfs/cairn/mount"
@@ -30,15 +31,20 @@ const (
 // mounter is one run of mount.
 type mounter struct {
 	*app
-	dir, mountpoint      string
-	allowOther, readOnly bool
-	reserve              size
-	daemon               bool
-	readyFD              int
+	dir     string
+	options mountOptions
+	reserve size
+	daemon  bool
+	readyFD int
 }
 
 func (a *app) mountCmd() *cobra.Command {
 	m := &mounter{app: a}
+	var (
+		lists                []string
+		allowOther, readOnly bool
+		source               string
+	)
 	c := &cobra.Command{
 		Use:     "mount MOUNTPOINT",
 		GroupID: groupFiles,
@@ -50,20 +56,26 @@ store is created if there is none, MOUNTPOINT too if its parent exists. A mount
 that a killed process has left there is replaced.
 
 With --daemon the command returns when the mount is ready; the process in the
-background logs to cairn.log in the data directory.`,
+background logs to cairn.log in the data directory. A service manager that sets
+NOTIFY_SOCKET is told when the mount is ready and when it ends. By the name
+mount.cairn the program mounts for mount(8) and /etc/fstab.
+
+` + mountOptionsText,
 		Example: example(
 			"cairn mount ~/cairn",
+			"cairn mount -o ro,noexec ~/cairn",
 			"cairn mount --daemon ~/cairn && cp -r photos ~/cairn/"),
 		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) (err error) {
-			if m.mountpoint, err = mountPath(args[0]); err != nil {
-				return err
+		RunE: func(c *cobra.Command, args []string) error {
+			o, err := parseMountOptions(lists, false)
+			if err != nil {
+				return &usageError{err, "cairn mount"}
 			}
-			if m.dir, err = a.dir(); err != nil {
+			o.ReadOnly = o.ReadOnly || readOnly
+			o.AllowOther = o.AllowOther || allowOther
+			o.Source = source
+			if err := m.choose(args[0], o); err != nil {
 				return err
-			}
-			if err := checkApart(m.dir, m.mountpoint); err != nil {
-				return &usageError{fail("mount", m.mountpoint, err), "cairn mount"}
 			}
 			if m.daemon && !c.Flag("log-level").Changed {
 				a.logLevel = slog.LevelInfo.String()
@@ -75,13 +87,17 @@ background logs to cairn.log in the data directory.`,
 		},
 	}
 	flags := c.Flags()
-	flags.BoolVar(&m.allowOther, "allow-other", false, "let other users in, within the permissions of files; root always does")
-	flags.BoolVar(&m.readOnly, "read-only", false, "refuse every change to files")
+	flags.StringArrayVarP(&lists, "options", "o", nil, "`OPTIONS` of the mount, see above; may be repeated")
+	flags.BoolVar(&allowOther, "allow-other", false, "let other users in, within the permissions of files; root always does")
+	flags.BoolVar(&readOnly, "read-only", false, "refuse every change to files, whatever -o says")
 	flags.Var(&m.reserve, "reserve", "disk space to leave free (default the larger of 1 GiB and 2 % of the disk)")
 	flags.Lookup("reserve").DefValue = "0" // which help does not show
 	flags.BoolVar(&m.daemon, "daemon", false, "return when the mount is ready and serve it in the background")
 	flags.IntVar(&m.readyFD, readyFlag, 0, "")
-	_ = flags.MarkHidden(readyFlag) // fails only for a flag that does not exist
+	flags.StringVar(&source, sourceFlag, "", "")
+	for _, hidden := range []string{readyFlag, sourceFlag} {
+		_ = flags.MarkHidden(hidden) // fails only for a flag that does not exist
+	}
 	return c
 }
 
@@ -112,9 +128,8 @@ func (m *mounter) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, stopControl()) }()
 
-	srv, err := mount.Mount(ctx, n.Volume(), mount.Options{
-		Mountpoint: m.mountpoint, AllowOther: m.allowOther, ReadOnly: m.readOnly, Logger: o.Logger,
-	})
+	m.options.Logger = o.Logger
+	srv, err := mount.Mount(ctx, n.Volume(), m.options.Options)
 	if err != nil {
 		return err // says what and where by itself
 	}
@@ -169,13 +184,17 @@ func (m *mounter) serveControl(n *node.Node, logger *slog.Logger) (stop func() e
 // ready says that the mount can be used.
 func (m *mounter) ready(path string) error {
 	line := "mounted " + path + "\n"
+	state := []string{daemon.SdNotifyReady, statusLine("Mounted on " + printable(path))}
 	if !m.background() {
+		m.notify(state...)
 		_, err := io.WriteString(m.Out, line)
 		return err
 	}
 	if err := m.moveToLog(); err != nil {
 		return err
 	}
+	// The process that was started ends next: the service is this one.
+	m.notify(append(state, fmt.Sprint("MAINPID=", os.Getpid()))...)
 	pipe := os.NewFile(uintptr(m.readyFD), "ready")
 	_, err := io.WriteString(pipe, line)
 	return errors.Join(err, pipe.Close())
@@ -188,12 +207,15 @@ func (m *mounter) serve(srv *mount.Server, n *node.Node, signals <-chan os.Signa
 		srv.Wait()
 		close(ended)
 	}()
+	var failed error
 	select {
 	case <-ended:
-		return nil
-	case err := <-n.Failed():
-		return errors.Join(fail("serve", srv.Mountpoint(), err), mount.Unmount(srv.Mountpoint(), true))
+	case failed = <-n.Failed():
 	case <-signals:
+	}
+	m.notify(daemon.SdNotifyStopping, statusLine("Unmounting"))
+	if failed != nil {
+		return errors.Join(fail("serve", srv.Mountpoint(), failed), mount.Unmount(srv.Mountpoint(), true))
 	}
 	for told := false; ; told = true {
 		err := srv.Unmount()
@@ -204,6 +226,7 @@ func (m *mounter) serve(srv *mount.Server, n *node.Node, signals <-chan os.Signa
 			return err
 		}
 		if !told {
+			m.notify(statusLine("Waiting until no file in the mount is in use"))
 			fmt.Fprintf(m.Err, "cairn: unmount: %v; waiting, interrupt again to detach it\n", err)
 		}
 		select {

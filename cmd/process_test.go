@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -51,9 +52,9 @@ type mounted struct {
 }
 
 // startMount mounts the store in dir on path and returns when it is ready.
-func startMount(t testing.TB, dir, path string) *mounted {
+func startMount(t testing.TB, dir, path string, flags ...string) *mounted {
 	t.Helper()
-	c := exec.Command(cairn, "mount", path)
+	c := exec.Command(cairn, slices.Concat([]string{"mount"}, flags, []string{path})...)
 	c.Env = append(os.Environ(), "CAIRN_DIR="+dir)
 	stdout, err := c.StdoutPipe()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cairnfs/cairn/cas"
@@ -195,7 +196,7 @@ func TestUmaskIsAppliedOnce(t *testing.T) {
 
 func TestSpecialFiles(t *testing.T) {
 	needRoot(t)
-	onMountAndDisk(t, func(t *testing.T, dir string) {
+	test := func(t *testing.T, dir string) {
 		for name, mode := range map[string]uint32{"fifo": unix.S_IFIFO, "socket": unix.S_IFSOCK, "null": unix.S_IFCHR, "disk": unix.S_IFBLK, "file": unix.S_IFREG} {
 			path := filepath.Join(dir, name)
 			ok(t, unix.Mknod(path, mode|0o600, int(unix.Mkdev(1, 3))))
@@ -207,7 +208,13 @@ func TestSpecialFiles(t *testing.T) {
 				t.Errorf("%s is device %x", name, st.Rdev)
 			}
 		}
+	}
+	t.Run("mount", func(t *testing.T) {
+		needFUSE(t)
+		vol, _ := openVolume(t, vfs.NewMem(), "node")
+		test(t, mountVolume(t, vol, Options{Dev: true}).Mountpoint())
 	})
+	t.Run("disk", func(t *testing.T) { test(t, t.TempDir()) })
 }
 
 func TestPermissionsAreChecked(t *testing.T) {

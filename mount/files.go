@@ -98,6 +98,7 @@ func (fs *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 	if err != nil {
 		return nil, fs.fail("read", in.NodeId, "", err)
 	}
+	fs.accessed(in.NodeId)
 	return fuse.ReadResultData(buf[:n]), fuse.OK
 }
 

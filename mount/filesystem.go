@@ -50,6 +50,9 @@ type fileSystem struct {
 	handles  handles
 	known    lookups
 	searches searches
+	uid, gid *uint32 // of every file, if set
+	devices  bool    // may be created
+	relatime bool    // reads are times of access
 
 	// keepsDirs says that the kernel needs no handles of directories.
 	keepsDirs bool
@@ -58,7 +61,10 @@ type fileSystem struct {
 }
 
 func newFileSystem(vol *volume.Volume, o Options) *fileSystem {
-	return &fileSystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), vol: vol, now: o.Now, log: o.Logger}
+	return &fileSystem{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), vol: vol, now: o.Now, log: o.Logger,
+		uid: o.UID, gid: o.GID, devices: o.Dev, relatime: o.Relatime,
+	}
 }
 
 // String is the name of the file system in go-fuse's messages.
@@ -96,11 +102,11 @@ func (fs *fileSystem) entry(a *volume.Attr, out *fuse.EntryOut) {
 	out.Generation = a.Generation
 	out.SetEntryTimeout(cacheFor)
 	out.SetAttrTimeout(cacheFor)
-	fillAttr(a, &out.Attr)
+	fs.fillAttr(a, &out.Attr)
 	fs.known.add(uint64(a.Ino))
 }
 
-func fillAttr(a *volume.Attr, out *fuse.Attr) {
+func (fs *fileSystem) fillAttr(a *volume.Attr, out *fuse.Attr) {
 	out.Ino = uint64(a.Ino)
 	out.Size = uint64(a.Size)
 	out.Blocks = uint64(a.Blocks)
@@ -110,6 +116,12 @@ func fillAttr(a *volume.Attr, out *fuse.Attr) {
 	out.Mode = a.Mode
 	out.Nlink = a.Nlink
 	out.Uid, out.Gid = a.UID, a.GID
+	if fs.uid != nil {
+		out.Uid = *fs.uid
+	}
+	if fs.gid != nil {
+		out.Gid = *fs.gid
+	}
 	out.Rdev = a.Rdev
 	out.Blksize = ioSize
 }
@@ -164,6 +176,14 @@ func (fs *fileSystem) Forget(ino, n uint64) {
 	}
 }
 
+// accessed notes that ino is being read. What the kernel reads from its own cache
+// it does not tell.
+func (fs *fileSystem) accessed(ino uint64) {
+	if fs.relatime {
+		fs.vol.Accessed(namespace.Ino(ino))
+	}
+}
+
 // GetAttr is stat(2).
 func (fs *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(in.NodeId))
@@ -175,7 +195,7 @@ func (fs *fileSystem) attr(op string, ino uint64, a *volume.Attr, err error, out
 		return fs.fail(op, ino, "", err)
 	}
 	out.SetTimeout(cacheFor)
-	fillAttr(a, &out.Attr)
+	fs.fillAttr(a, &out.Attr)
 	return fuse.OK
 }
 

@@ -134,6 +134,9 @@ func checkSystem(o Options) error {
 	if os.Geteuid() == 0 {
 		return nil
 	}
+	if o.Suid || o.Dev {
+		return ErrRootOnly
+	}
 	if _, err := helper(); err != nil {
 		return err
 	}

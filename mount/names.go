@@ -24,8 +24,14 @@ func (fs *fileSystem) named(op string, parent uint64, name string, a *volume.Att
 	return fuse.OK
 }
 
-// Mknod is mknod(2).
+// Mknod is mknod(2). The character device 0:0 is none: it stands for a name that
+// overlayfs hides, and anybody may create it.
 func (fs *fileSystem) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	kind := in.Mode & syscall.S_IFMT
+	device := kind == syscall.S_IFBLK || kind == syscall.S_IFCHR && in.Rdev != 0
+	if device && !fs.devices {
+		return fuse.EPERM
+	}
 	a, err := fs.vol.Mknod(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Rdev, caller(&in.InHeader, in.Umask))
 	return fs.named("mknod", in.NodeId, name, &a, err, out)
 }
@@ -50,6 +56,7 @@ func (fs *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out 
 
 // Readlink is readlink(2).
 func (fs *fileSystem) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	fs.accessed(h.NodeId)
 	target, err := fs.vol.Readlink(context.Background(), namespace.Ino(h.NodeId))
 	return []byte(target), fs.status("readlink", h.NodeId, "", err)
 }
@@ -148,6 +155,7 @@ func (fs *fileSystem) list(in *fuse.ReadIn, add func(fuse.DirEntry) bool) error 
 			return nil
 		}
 	}
+	fs.accessed(in.NodeId)
 	cookie := off
 	if off <= afterDotDot {
 		off, cookie = afterDotDot, 0

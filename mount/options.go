@@ -25,6 +25,9 @@ import (
 	"time"
 )
 
+// fsName is the name of the file system: its type is fuse.cairn.
+const fsName = "cairn"
+
 // Options say where and how to mount. Only Mountpoint is required.
 type Options struct {
 	// Mountpoint is the directory to mount on. If it does not exist but its
@@ -36,6 +39,24 @@ type Options struct {
 	AllowOther bool
 	// ReadOnly makes the kernel refuse every change.
 	ReadOnly bool
+	// NoExec makes the kernel refuse to run programs from the mount.
+	NoExec bool
+	// Suid honours the set-user-ID and set-group-ID bits of programs. Dev
+	// lets device nodes be created and opened; without it, creating one is
+	// EPERM, so that nobody takes for a device what cannot be used as one.
+	// Both are for root: ErrRootOnly.
+	Suid, Dev bool
+	// Relatime keeps the times of access of files: a read sets one that is
+	// older than the last change or than a day. Without it, reading changes
+	// nothing.
+	Relatime bool
+	// UID and GID, if they are set, are shown as the owner and the group of
+	// every file, and permissions are checked with them. What is stored is
+	// still the owner that chown set or that created the file.
+	UID, GID *uint32
+	// Source is what the system shows as the device of the mount, in
+	// /proc/mounts and df; default "cairn".
+	Source string
 	// Now is the clock for utimens with UTIME_NOW; default time.Now.
 	Now func() time.Time
 	// Logger gets what cannot be told to the calling process; default: none.
@@ -43,6 +64,9 @@ type Options struct {
 }
 
 func (o *Options) setDefaults() {
+	if o.Source == "" {
+		o.Source = fsName
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -65,6 +89,9 @@ var (
 	// ErrAllowOther says that the system does not let ordinary users show
 	// their mounts to others.
 	ErrAllowOther = errors.New("mounting for other users needs the line user_allow_other in /etc/fuse.conf")
+	// ErrRootOnly says that the system lets only root mount like that.
+	ErrRootOnly = errors.New("set-user-ID programs and device nodes are for mounts by root only: " +
+		"mount as root, or without the options suid and dev")
 	// ErrMounted says that the mount point is a live mount of Cairn already.
 	ErrMounted = errors.New("already mounted")
 	// ErrNotMounted says that there is no mount of Cairn to unmount.

@@ -20,7 +20,6 @@ import (
 )
 
 const (
-	fsName      = "cairn"
 	maxRequest  = 1 << 20   // bytes of one read or write
 	maxInFlight = 256 << 20 // bytes of requests that are being answered
 	maxAsync    = 64        // read-ahead and the like under way at once
@@ -59,7 +58,8 @@ type Server struct {
 // that a killed node left at the same place is detached first.
 //
 // Root mounts by the system call; other users need fusermount3. Errors:
-// ErrNoFUSE, ErrNoHelper, ErrAllowOther, ErrMounted, and those of the system.
+// ErrNoFUSE, ErrNoHelper, ErrAllowOther, ErrRootOnly, ErrMounted, and those of the
+// system.
 func Mount(ctx context.Context, vol *volume.Volume, o Options) (*Server, error) {
 	o.setDefaults()
 	path, created, err := prepare(ctx, o)
@@ -104,11 +104,11 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 func fuseOptions(fs *fileSystem, o Options) *fuse.MountOptions {
 	root := os.Geteuid() == 0
 	m := &fuse.MountOptions{
-		FsName: fsName, Name: fsName, // /proc/mounts: cairn … fuse.cairn
+		FsName: o.Source, Name: fsName, // /proc/mounts: cairn … fuse.cairn
 		AllowOther:               o.AllowOther || root,
 		Options:                  []string{"default_permissions"},
 		DirectMountStrict:        root,
-		DirectMountFlags:         unix.MS_NOSUID | unix.MS_NODEV,
+		DirectMountFlags:         unix.MS_RELATIME, // none at all would stand for nosuid and nodev
 		MaxWrite:                 maxRequest,
 		MaxReadAhead:             maxRequest,
 		MaxBackground:            maxAsync,
@@ -123,11 +123,23 @@ func fuseOptions(fs *fileSystem, o Options) *fuse.MountOptions {
 		PanicHandler:             fs.panicked,
 		Logger:                   slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn),
 	}
-	if o.ReadOnly {
-		if root {
-			m.DirectMountFlags |= unix.MS_RDONLY
-		} else {
-			m.Options = append(m.Options, "ro")
+	for _, f := range []struct {
+		set  bool
+		flag uintptr
+		name string
+	}{
+		{o.ReadOnly, unix.MS_RDONLY, "ro"},
+		{o.NoExec, unix.MS_NOEXEC, "noexec"},
+		{!o.Suid, unix.MS_NOSUID, "nosuid"},
+		{!o.Dev, unix.MS_NODEV, "nodev"},
+		{!o.Relatime, unix.MS_NOATIME, "noatime"}, // without it, relatime is the default
+	} {
+		switch {
+		case !f.set:
+		case root: // the system call takes flags
+			m.DirectMountFlags |= f.flag
+		default: // and the helper words
+			m.Options = append(m.Options, f.name)
 		}
 	}
 	return m

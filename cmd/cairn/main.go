@@ -19,5 +19,5 @@ func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(1 << 30)
 	}
-	os.Exit(cmd.Main(os.Args[1:], cmd.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+	os.Exit(cmd.Main(os.Args, cmd.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 }
