@@ -10,7 +10,7 @@
 //	limit.memcpy       copy between two buffers of 16 MiB
 //	limit.blake3       hash pieces of 64 KiB that are in the cache
 //	limit.disk-write   write a fresh file beside the store, and fdatasync it
-//	limit.fuse-write   by a client: write and fsync a file of a mount that does nothing
+//	limit.fuse-write   by a client: write and fsync a file of a mount that keeps no bytes
 //	limit.fuse-read    by a client: read a file of it that the kernel has not cached
 //	limit.fuse-create  by a client: create and close empty files in it
 //	chunk              read a file from the kernel's cache, cut it, hash the chunks

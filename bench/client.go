@@ -27,9 +27,14 @@ type request struct {
 	Seed  uint64 // of the content, the choice of places, or the names
 }
 
+// done is what an operation did.
+type done struct {
+	Bytes, Ops int64 // one of them is 0
+}
+
 type response struct {
+	done
 	Seconds, CPU float64
-	Bytes, Ops   int64
 	Error        string // empty if it went well
 }
 
@@ -123,13 +128,13 @@ func serve(req request) response {
 	if op == nil {
 		return response{Error: "no such operation"}
 	}
-	var bytes, ops int64
+	var d done
 	s, err := measure(func() (err error) {
-		bytes, ops, err = op(req)
+		d, err = op(req)
 		return err
 	})
 	if err != nil {
 		return response{Error: err.Error()}
 	}
-	return response{Seconds: s.seconds, CPU: s.cpu, Bytes: bytes, Ops: ops}
+	return response{done: d, Seconds: s.seconds, CPU: s.cpu}
 }

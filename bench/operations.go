@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the client can do. Each operation returns how many bytes it moved or how
-// many operations it did. Reads and writes are plain system calls, since the
-// poller that package os uses for files that support it would be measured too.
+// What the client can do. Each operation says how many bytes it moved or how many
+// operations it did. Reads and writes are plain system calls, since the poller
+// that package os uses for files that support it would be measured too.
 
 // The names of operations in requests.
 const (
@@ -24,7 +24,7 @@ const (
 	opStat       = "stat"        // Count times, of the first Files files that opCreate made
 )
 
-func operation(name string) func(request) (bytes, ops int64, err error) {
+func operation(name string) func(request) (done, error) {
 	switch name {
 	case opWrite:
 		return writeFile
@@ -81,30 +81,30 @@ func (f *rawFile) Write(p []byte) (int, error) {
 
 func (f *rawFile) Close() error { return f.fail("close", unix.Close(f.fd)) }
 
-func writeFile(req request) (int64, int64, error) {
+func writeFile(req request) (done, error) {
 	f, err := openRaw(req.Path, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	err = newContent(req.Seed).writeTo(f, req.Size)
 	if err == nil {
 		err = f.fail("fsync", unix.Fsync(f.fd))
 	}
-	return req.Size, 0, errors.Join(err, f.Close())
+	return done{Bytes: req.Size}, errors.Join(err, f.Close())
 }
 
-func dropFile(req request) (int64, int64, error) {
+func dropFile(req request) (done, error) {
 	f, err := openRaw(req.Path, unix.O_RDONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
-	return 0, 0, errors.Join(f.fail("drop cache", dropCache(f.fd)), f.Close())
+	return done{}, errors.Join(f.fail("drop cache", dropCache(f.fd)), f.Close())
 }
 
-func readFile(req request) (int64, int64, error) {
+func readFile(req request) (done, error) {
 	f, err := openRaw(req.Path, unix.O_RDONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	defer f.Close()
 	buf := make([]byte, pieceSize)
@@ -115,24 +115,24 @@ func readFile(req request) (int64, int64, error) {
 		if err == io.EOF {
 			break
 		} else if err != nil {
-			return 0, 0, err
+			return done{}, err
 		}
 	}
 	if total != req.Size {
-		return 0, 0, fmt.Errorf("%d bytes instead of %d", total, req.Size)
+		return done{}, fmt.Errorf("%d bytes instead of %d", total, req.Size)
 	}
-	return total, 0, nil
+	return done{Bytes: total}, nil
 }
 
-func readRandom(req request) (int64, int64, error) {
+func readRandom(req request) (done, error) {
 	const page = 4 << 10
 	f, err := openRaw(req.Path, unix.O_RDONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	defer f.Close()
 	if err := f.fail("advise", adviseRandom(f.fd)); err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	buf := make([]byte, page)
 	// Steps of the golden section, coprime to the number of pages, come to
@@ -142,11 +142,11 @@ func readRandom(req request) (int64, int64, error) {
 	at := int64(req.Seed % uint64(pages))
 	for range req.Count {
 		if n, err := unix.Pread(f.fd, buf, at*page); err != nil || n != page {
-			return 0, 0, fmt.Errorf("%d of %d bytes at %d: %w", n, page, at*page, f.fail("read", err))
+			return done{}, fmt.Errorf("%d of %d bytes at %d: %w", n, page, at*page, f.fail("read", err))
 		}
 		at = (at + step) % pages
 	}
-	return 0, req.Count, nil
+	return done{Ops: req.Count}, nil
 }
 
 // coprime returns the least number from a on that shares no factor with b.
@@ -166,20 +166,20 @@ func nameOf(req request, i int64) string {
 	return filepath.Join(req.Path, fmt.Sprintf("file-%d-%06d", req.Seed, i))
 }
 
-func createFiles(req request) (int64, int64, error) {
+func createFiles(req request) (done, error) {
 	for i := range req.Count {
 		f, err := openRaw(nameOf(req, i), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)
 		if err != nil {
-			return 0, 0, err
+			return done{}, err
 		}
 		if err := f.Close(); err != nil {
-			return 0, 0, err
+			return done{}, err
 		}
 	}
-	return 0, req.Count, nil
+	return done{Ops: req.Count}, nil
 }
 
-func statFiles(req request) (int64, int64, error) {
+func statFiles(req request) (done, error) {
 	names := make([]string, req.Files)
 	for i := range names {
 		names[i] = nameOf(req, int64(i))
@@ -188,8 +188,8 @@ func statFiles(req request) (int64, int64, error) {
 	for i := range req.Count {
 		name := names[i%int64(len(names))]
 		if err := unix.Lstat(name, &st); err != nil {
-			return 0, 0, &os.PathError{Op: "stat", Path: name, Err: err}
+			return done{}, &os.PathError{Op: "stat", Path: name, Err: err}
 		}
 	}
-	return 0, req.Count, nil
+	return done{Ops: req.Count}, nil
 }
