@@ -52,6 +52,12 @@ func TestEveryMeasurementYieldsOneLine(t *testing.T) {
 		if fields["limit"] != nil {
 			want = append(want, "limit", "ratio")
 		}
+		if strings.HasPrefix(name, "mount.") {
+			want = append(want, "ratios")
+		}
+		if strings.HasSuffix(name, "-fsync") {
+			want = append(want, "p50us")
+		}
 		slices.Sort(want)
 		if got := slices.Sorted(maps.Keys(fields)); !slices.Equal(got, want) {
 			t.Errorf("%s has the fields %v, want %v", name, got, want)
@@ -91,19 +97,19 @@ func TestRatioComparesWithTheSlowestKnownLimit(t *testing.T) {
 		{Result{Ops: 10, Seconds: 4}, nil, "", 0},
 	} {
 		r := tt.r
-		r.compare(tt.limits, known)
+		r.compare(&measurement{limits: tt.limits}, known)
 		if r.Limit != tt.limit || r.Ratio != tt.ratio {
 			t.Errorf("%+v against %v: %v of %q, want %v of %q", tt.r, tt.limits, r.Ratio, r.Limit, tt.ratio, tt.limit)
 		}
 	}
 }
 
-func TestEveryLimitOfAMeasurementRunsBeforeIt(t *testing.T) {
+func TestWhatAMeasurementIsComparedWithRunsBeforeIt(t *testing.T) {
 	seen := map[string]bool{}
 	for _, m := range all() {
-		for _, limit := range m.limits {
+		for _, limit := range slices.Concat(m.limits, m.peers) {
 			if !seen[limit] {
-				t.Errorf("%s has the limit %s, which has not run by then", m.name, limit)
+				t.Errorf("%s is compared with %s, which has not run by then", m.name, limit)
 			}
 		}
 		seen[m.name] = true

@@ -10,6 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // ClientArg is the argument that makes the program a client; see the package
@@ -21,6 +24,7 @@ const ClientArg = "bench-client"
 type request struct {
 	Op    string // one that serve knows
 	Path  string
+	From  string // the file to take from
 	Size  int64  // bytes of the file
 	Count int64  // operations
 	Files int64  // in the directory
@@ -29,7 +33,9 @@ type request struct {
 
 // done is what an operation did.
 type done struct {
-	Bytes, Ops int64 // one of them is 0
+	Bytes, Ops int64   // one of them is 0
+	P50        float64 // seconds; see sample
+	Note       string  // what a reader of the figure should know
 }
 
 type response struct {
@@ -48,7 +54,8 @@ type client struct {
 	end  func() error // ends it and returns how it ended
 }
 
-// startClient starts command, by default this program. It is killed when ctx ends.
+// startClient starts command, by default this program. When ctx ends it is killed,
+// and whatever it has started with it.
 func startClient(ctx context.Context, command []string) (*client, error) {
 	if len(command) == 0 {
 		self, err := os.Executable()
@@ -58,6 +65,8 @@ func startClient(ctx context.Context, command []string) (*client, error) {
 		command = []string{self, ClientArg}
 	}
 	c := &client{cmd: exec.CommandContext(ctx, command[0], command[1:]...)}
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.cmd.Cancel = func() error { return unix.Kill(-c.cmd.Process.Pid, unix.SIGKILL) }
 	c.cmd.Stderr = &c.err
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
@@ -101,6 +110,7 @@ func (c *client) measure(req request) (sample, error) {
 		return sample{}, err
 	}
 	s.bytes, s.ops, s.seconds = resp.Bytes, resp.Ops, resp.Seconds
+	s.p50, s.note = resp.P50, resp.Note
 	s.cpu += resp.CPU
 	return s, nil
 }

@@ -9,3 +9,5 @@ type floorFS struct{}
 func newFloor() *floorFS { return nil }
 
 func (*floorFS) mount(string) (func() error, error) { return nil, errors.ErrUnsupported }
+
+func mountLoopback(string, string) (func() error, error) { return nil, errors.ErrUnsupported }

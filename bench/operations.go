@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +25,17 @@ const (
 	opReadRandom = "read-random" // Count times 4 KiB, each from another place
 	opCreate     = "create"      // Count empty files in a directory
 	opStat       = "stat"        // Count times, of the first Files files that opCreate made
+	opRemove     = "remove"      // a file
+	opSync       = "sync"        // a directory
+
+	opWriteRandom = "write-random" // Count times 4 KiB with content Seed, each in another place, and fsync
+	opAppendSync  = "append-fsync" // Count times 4 KiB with content Seed to a new file, and fsync
+	opCreateSync  = "create-fsync" // Count files in a directory, each with 4 KiB and fsync
+
+	opUntar      = "untar"       // the tar file From, of Count entries, into a new directory
+	opFind       = "find"        // attributes of the Count entries of a tree
+	opReadTree   = "read-tree"   // the files of a tree of Count entries
+	opRemoveTree = "remove-tree" // a tree of Count entries
 )
 
 func operation(name string) func(request) (done, error) {
@@ -38,6 +52,24 @@ func operation(name string) func(request) (done, error) {
 		return createFiles
 	case opStat:
 		return statFiles
+	case opRemove:
+		return removeFile
+	case opSync:
+		return syncDir
+	case opWriteRandom:
+		return writeRandom
+	case opAppendSync:
+		return appendSync
+	case opCreateSync:
+		return createSync
+	case opUntar:
+		return untar
+	case opFind:
+		return find
+	case opReadTree:
+		return readTree
+	case opRemoveTree:
+		return removeTree
 	}
 	return nil
 }
@@ -124,8 +156,10 @@ func readFile(req request) (done, error) {
 	return done{Bytes: total}, nil
 }
 
+// page is how much small reads and writes move, in bytes.
+const page = 4 << 10
+
 func readRandom(req request) (done, error) {
-	const page = 4 << 10
 	f, err := openRaw(req.Path, unix.O_RDONLY)
 	if err != nil {
 		return done{}, err
@@ -135,18 +169,44 @@ func readRandom(req request) (done, error) {
 		return done{}, err
 	}
 	buf := make([]byte, page)
-	// Steps of the golden section, coprime to the number of pages, come to
-	// every page once and to neighbours long after one another.
-	pages := req.Size / page
-	step := coprime(pages*618/1000, pages)
-	at := int64(req.Seed % uint64(pages))
-	for range req.Count {
-		if n, err := unix.Pread(f.fd, buf, at*page); err != nil || n != page {
-			return done{}, fmt.Errorf("%d of %d bytes at %d: %w", n, page, at*page, f.fail("read", err))
+	for off := range scattered(req) {
+		if n, err := unix.Pread(f.fd, buf, off); err != nil || n != page {
+			return done{}, fmt.Errorf("%d of %d bytes at %d: %w", n, page, off, f.fail("read", err))
 		}
-		at = (at + step) % pages
 	}
 	return done{Ops: req.Count}, nil
+}
+
+func writeRandom(req request) (done, error) {
+	f, err := openRaw(req.Path, unix.O_WRONLY)
+	if err != nil {
+		return done{}, err
+	}
+	defer f.Close()
+	c := newContent(req.Seed)
+	for off := range scattered(req) {
+		if n, err := unix.Pwrite(f.fd, c.pageAt(off), off); err != nil || n != page {
+			return done{}, fmt.Errorf("%d of %d bytes at %d: %w", n, page, off, f.fail("write", err))
+		}
+	}
+	return done{Ops: req.Count}, f.fail("fsync", unix.Fsync(f.fd))
+}
+
+// scattered are the offsets of Count pages in a file of Size bytes. Steps of the
+// golden section, coprime to the number of pages, come to every page once and to
+// neighbours long after one another.
+func scattered(req request) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		pages := req.Size / page
+		step := coprime(pages*618/1000, pages)
+		at := int64(req.Seed % uint64(pages))
+		for range req.Count {
+			if !yield(at * page) {
+				return
+			}
+			at = (at + step) % pages
+		}
+	}
 }
 
 // coprime returns the least number from a on that shares no factor with b.
@@ -192,4 +252,56 @@ func statFiles(req request) (done, error) {
 		}
 	}
 	return done{Ops: req.Count}, nil
+}
+
+func removeFile(req request) (done, error) { return done{}, os.Remove(req.Path) }
+
+func syncDir(req request) (done, error) {
+	f, err := openRaw(req.Path, unix.O_RDONLY)
+	if err != nil {
+		return done{}, err
+	}
+	return done{}, errors.Join(f.fail("fsync", unix.Fsync(f.fd)), f.Close())
+}
+
+func appendSync(req request) (done, error) {
+	f, err := openRaw(req.Path, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_APPEND)
+	if err != nil {
+		return done{}, err
+	}
+	defer f.Close()
+	c := newContent(req.Seed)
+	return timed(req.Count, func(i int64) error { return f.writeSync(c.pageAt(i * page)) })
+}
+
+func createSync(req request) (done, error) {
+	c := newContent(req.Seed)
+	return timed(req.Count, func(i int64) error {
+		f, err := openRaw(nameOf(req, i), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)
+		if err != nil {
+			return err
+		}
+		return errors.Join(f.writeSync(c.pageAt(i*page)), f.Close())
+	})
+}
+
+func (f *rawFile) writeSync(p []byte) error {
+	if _, err := f.Write(p); err != nil {
+		return err
+	}
+	return f.fail("fsync", unix.Fsync(f.fd))
+}
+
+// timed calls do n times and takes the median of the times.
+func timed(n int64, do func(i int64) error) (done, error) {
+	times := make([]time.Duration, n)
+	for i := range times {
+		start := time.Now()
+		if err := do(int64(i)); err != nil {
+			return done{}, err
+		}
+		times[i] = time.Since(start)
+	}
+	slices.Sort(times)
+	return done{Ops: n, P50: times[n/2].Seconds()}, nil
 }

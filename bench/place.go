@@ -14,8 +14,10 @@ import (
 
 // The names of places.
 const (
-	placeFloor = "floor" // a mount that keeps no bytes
-	placeMount = "mount" // our mount
+	placeNative   = "native"   // a directory of the disk
+	placeLoopback = "loopback" // a mount that shows one
+	placeFloor    = "floor"    // a mount that keeps no bytes
+	placeMount    = "mount"    // our mount
 )
 
 // dataName is the file of Options.Size bytes in the places that have one.
@@ -28,6 +30,10 @@ type place struct {
 	// mount mounts dir. It is nil if dir is a directory of the disk.
 	mount   func(context.Context) (unmount func() error, err error)
 	unmount func() error // nil while it is not mounted
+
+	// What has been made in it and is still there.
+	trees []string // extracted source trees
+	file  string   // a file of fileSize bytes; empty if there is none
 }
 
 // place returns the place of that name, mounted.
@@ -54,6 +60,11 @@ func (r *rig) place(ctx context.Context, name string) (*place, error) {
 func (r *rig) newPlace(ctx context.Context, name string) (*place, error) {
 	p := &place{dir: filepath.Join(r.dir, name)}
 	switch name {
+	case placeNative:
+		p.disk = p.dir
+	case placeLoopback:
+		p.disk = p.dir + "-files"
+		p.mount = func(context.Context) (func() error, error) { return mountLoopback(p.disk, p.dir) }
 	case placeFloor:
 		floor := newFloor()
 		p.mount = func(context.Context) (func() error, error) { return floor.mount(p.dir) }

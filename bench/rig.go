@@ -67,6 +67,15 @@ func (r *rig) close() error {
 // count is how many operations a measurement makes that counts them.
 func (r *rig) count() int64 { return min(r.o.Size>>16, 1<<14) }
 
+// entries is how many entries a source tree has.
+func (r *rig) entries() int64 { return max(r.count()/2, 64) }
+
+// syncs is how often a measurement waits for the disk that does it again and again.
+func (r *rig) syncs() int64 { return max(r.count()/64, 16) }
+
+// fileSize is the size of the file that places are compared with, in bytes.
+func (r *rig) fileSize() int64 { return min(2*r.o.Size, 2<<30) }
+
 // newSeed returns a seed for content that nothing has had before.
 func (r *rig) newSeed() uint64 {
 	r.seed++
