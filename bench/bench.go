@@ -69,9 +69,9 @@
 // # How
 //
 // seconds is wall time. Throughput is bytes / seconds. cpuSeconds is user and
-// system time of this process and of the client. peakRSS is of this process,
-// which does the node's work: the kernel's high-water mark, reset for each
-// measurement after a garbage collection.
+// system time of this process, of the client and of what that runs. peakRSS is of
+// this process, which does the node's work: the kernel's high-water mark, reset
+// for each measurement after a garbage collection.
 //
 // ratio compares with a limit so that 1 is perfect and more is better: our
 // throughput divided by the limit's, or, where operations are counted, the
@@ -121,7 +121,7 @@ const minSize = 1 << 20
 // Options say what to measure. Dir and Out are required.
 type Options struct {
 	// Dir is a directory on the file system to measure. All files are in a
-	// new directory in it, which is removed. They take up to spaceFactor * Size.
+	// new directory in it, which is removed. They take up to 18 * Size.
 	Dir string
 	// Size is how many bytes throughput is measured with, and the number of
 	// operations follows from it; default DefaultSize, at least 1 MiB.

@@ -32,7 +32,7 @@ type rig struct {
 }
 
 // spaceFactor times Options.Size is the space that a run takes at most.
-const spaceFactor = 8
+const spaceFactor = 18
 
 func newRig(o Options) (*rig, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
