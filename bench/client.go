@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,6 +55,9 @@ type client struct {
 	end  func() error // ends it and returns how it ended
 }
 
+// waitDelay is how long the end of what a killed client has started is waited for.
+const waitDelay = 5 * time.Second
+
 // startClient starts command, by default this program. When ctx ends it is killed,
 // and whatever it has started with it.
 func startClient(ctx context.Context, command []string) (*client, error) {
@@ -67,6 +71,7 @@ func startClient(ctx context.Context, command []string) (*client, error) {
 	c := &client{cmd: exec.CommandContext(ctx, command[0], command[1:]...)}
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.cmd.Cancel = func() error { return unix.Kill(-c.cmd.Process.Pid, unix.SIGKILL) }
+	c.cmd.WaitDelay = waitDelay
 	c.cmd.Stderr = &c.err
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {

@@ -178,7 +178,7 @@ func compareRemove(ctx context.Context, r *rig, p *place) (sample, error) {
 }
 
 func compareCreate(ctx context.Context, r *rig, p *place) (sample, error) {
-	return r.measureIn(ctx, p, request{Op: opCreate, Path: p.dir, Count: r.count(), Seed: r.newSeed()})
+	return r.measureIn(ctx, p, request{Op: opCreate, Path: p.dir, Count: r.entries(), Seed: r.newSeed()})
 }
 
 func compareAppendSync(ctx context.Context, r *rig, p *place) (sample, error) {

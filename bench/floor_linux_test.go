@@ -58,3 +58,29 @@ func TestColdReadsReachTheServerAndWarmOnesDoNot(t *testing.T) {
 		}
 	}
 }
+
+func TestTheFloorListsWhatWasMade(t *testing.T) {
+	dir := t.TempDir()
+	unmount, err := newFloor().mount(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unmount()
+	c, err := startClient(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.end()
+
+	const files = 1000 // which take several requests to list
+	for _, req := range []request{
+		{Op: opCreate, Path: dir, Count: files},
+		{Op: opFind, Path: dir, Count: files},
+		{Op: opReadTree, Path: dir, Count: files},
+		{Op: opStat, Path: dir, Count: files, Files: files},
+	} {
+		if _, err := c.do(req); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -33,6 +33,9 @@ func untar(req request) (done, error) {
 	}
 	cmd := exec.Command(program, "-x", "-f", "-", "-C", req.Path)
 	cmd.Stdin = in
+	// Whoever waits for the client's standard error to end waits for tar too,
+	// should both be killed.
+	cmd.ExtraFiles = []*os.File{os.Stderr}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return done{}, fmt.Errorf("tar: %w %s", err, bytes.TrimSpace(out))
 	}

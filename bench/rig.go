@@ -67,7 +67,7 @@ func (r *rig) close() error {
 // count is how many operations a measurement makes that counts them.
 func (r *rig) count() int64 { return min(r.o.Size>>16, 1<<14) }
 
-// entries is how many entries a source tree has.
+// entries is how many entries a source tree has, and how many files are created.
 func (r *rig) entries() int64 { return max(r.count()/2, 64) }
 
 // syncs is how often a measurement waits for the disk that does it again and again.
