@@ -2,13 +2,17 @@ package bench
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,9 +56,18 @@ func TestEveryMeasurementYieldsOneLine(t *testing.T) {
 		if fields["limit"] != nil {
 			want = append(want, "limit", "ratio")
 		}
+		if strings.HasPrefix(name, "mount.") {
+			want = append(want, "ratios")
+		}
+		if strings.HasSuffix(name, "-fsync") {
+			want = append(want, "p50us")
+		}
 		slices.Sort(want)
 		if got := slices.Sorted(maps.Keys(fields)); !slices.Equal(got, want) {
 			t.Errorf("%s has the fields %v, want %v", name, got, want)
+		}
+		if ops, ok := testOps(name); ok && fields["ops"] != ops {
+			t.Errorf("%s: %v operations, want %v", name, fields["ops"], ops)
 		}
 		for key, v := range fields {
 			// A short measurement can cost less than a tick of the CPU clock.
@@ -68,6 +81,104 @@ func TestEveryMeasurementYieldsOneLine(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// testOps is how many operations the works are made of, with testSize.
+func testOps(name string) (float64, bool) {
+	_, work, _ := strings.Cut(name, ".")
+	n, ok := map[string]float64{
+		"untar": 64, "create": 64, "find-cold": 64, "find-warm": 64, "read-tree": 64, "rm": 64,
+		"append-fsync": 16, "create-fsync": 16, "rand-read": 64, "rand-write": 64,
+	}[work]
+	return n, ok
+}
+
+func TestOurMountIsComparedWithEveryOtherPlace(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		peers []string
+	}{
+		{"mount.untar", []string{"native.untar", "loopback.untar", "floor.untar"}},
+		{"mount.rm", []string{"native.rm", "loopback.rm"}},
+		{"native.rm", nil},
+	} {
+		ms, err := choose(all(), []string{tt.name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(ms[0].peers, tt.peers) {
+			t.Errorf("%s is compared with %v, want %v", tt.name, ms[0].peers, tt.peers)
+		}
+	}
+	known := map[string]Result{
+		"throughput": {Bytes: 100, Seconds: 1},
+		"median":     {Ops: 10, Seconds: 1, P50us: 300},
+	}
+	for _, tt := range []struct {
+		r     Result
+		peer  string
+		ratio float64
+	}{
+		{Result{Bytes: 100, Seconds: 2}, "throughput", 0.5},
+		{Result{Ops: 10, Seconds: 1, P50us: 600}, "median", 0.5},
+	} {
+		tt.r.compare(&measurement{peers: []string{tt.peer, "unmeasured"}}, known)
+		if want := map[string]float64{tt.peer: tt.ratio}; !maps.Equal(tt.r.Ratios, want) {
+			t.Errorf("ratios %v, want %v", tt.r.Ratios, want)
+		}
+	}
+}
+
+func TestMeasurementsOfOneWorkTakeTurns(t *testing.T) {
+	var order []string
+	fake := func(name, turns string, fails bool) measurement {
+		return measurement{name: name, turns: turns, repeats: 2, run: func(context.Context, *rig) (sample, error) {
+			order = append(order, name)
+			if fails {
+				return sample{}, errors.New("fails")
+			}
+			return sample{ops: 1, seconds: float64(len(order))}, nil
+		}}
+	}
+	ms := []measurement{fake("a", "", false), fake("b", "", false), fake("x", "w", false), fake("y", "w", true), fake("z", "w", false)}
+	for turn := range turns(ms) {
+		samples, errs := best(t.Context(), nil, turn)
+		for i, m := range turn {
+			if failed := errs[i] != nil; failed != (m.name == "y") {
+				t.Errorf("%s: error %v", m.name, errs[i])
+			} else if !failed && int(samples[i].seconds) != slices.Index(order, m.name)+1 {
+				t.Errorf("%s: the result is not of the fastest run", m.name)
+			}
+		}
+	}
+	if want := strings.Fields("a a b b x y z x z"); !slices.Equal(order, want) {
+		t.Errorf("run in the order %v, want %v", order, want)
+	}
+}
+
+func TestAnEarlyEndLeavesNothing(t *testing.T) {
+	for _, place := range []string{placeNative, placeLoopback, placeFloor, placeMount} {
+		dir := t.TempDir()
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { // ends while tar is at work, or a little before or after
+			defer cancel()
+			for ctx.Err() == nil {
+				if found, _ := filepath.Glob(filepath.Join(dir, "*", "tree.tar")); len(found) > 0 {
+					time.Sleep(50 * time.Millisecond)
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		err := Run(ctx, Options{Dir: dir, Size: 64 << 20, Out: io.Discard, Only: []string{place + ".untar"}})
+		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", place, err)
+		}
+		cancel()
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%s left behind: %v, %v", place, left, err)
+		}
 	}
 }
 
@@ -91,19 +202,19 @@ func TestRatioComparesWithTheSlowestKnownLimit(t *testing.T) {
 		{Result{Ops: 10, Seconds: 4}, nil, "", 0},
 	} {
 		r := tt.r
-		r.compare(tt.limits, known)
+		r.compare(&measurement{limits: tt.limits}, known)
 		if r.Limit != tt.limit || r.Ratio != tt.ratio {
 			t.Errorf("%+v against %v: %v of %q, want %v of %q", tt.r, tt.limits, r.Ratio, r.Limit, tt.ratio, tt.limit)
 		}
 	}
 }
 
-func TestEveryLimitOfAMeasurementRunsBeforeIt(t *testing.T) {
+func TestWhatAMeasurementIsComparedWithRunsBeforeIt(t *testing.T) {
 	seen := map[string]bool{}
 	for _, m := range all() {
-		for _, limit := range m.limits {
+		for _, limit := range slices.Concat(m.limits, m.peers) {
 			if !seen[limit] {
-				t.Errorf("%s has the limit %s, which has not run by then", m.name, limit)
+				t.Errorf("%s is compared with %s, which has not run by then", m.name, limit)
 			}
 		}
 		seen[m.name] = true
@@ -119,6 +230,7 @@ func TestOnlyChoosesByPattern(t *testing.T) {
 		{[]string{limitMemcpy}, []string{limitMemcpy}},
 		{[]string{"limit.fuse-*", limitBLAKE3}, []string{limitBLAKE3, limitFUSEWrite, limitFUSERead, limitFUSECreate}},
 		{[]string{"limit.?emcpy", "limit.m*"}, []string{limitMemcpy}},
+		{[]string{"*.untar"}, []string{"native.untar", "loopback.untar", "floor.untar", "mount.untar"}},
 	} {
 		chosen, err := choose(all(), tt.only)
 		var names []string

@@ -10,6 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ClientArg is the argument that makes the program a client; see the package
@@ -21,15 +25,23 @@ const ClientArg = "bench-client"
 type request struct {
 	Op    string // one that serve knows
 	Path  string
+	From  string // the file to take from
 	Size  int64  // bytes of the file
 	Count int64  // operations
 	Files int64  // in the directory
 	Seed  uint64 // of the content, the choice of places, or the names
 }
 
+// done is what an operation did.
+type done struct {
+	Bytes, Ops int64   // one of them is 0
+	P50        float64 // seconds; see sample
+	Note       string  // what a reader of the figure should know
+}
+
 type response struct {
+	done
 	Seconds, CPU float64
-	Bytes, Ops   int64
 	Error        string // empty if it went well
 }
 
@@ -43,7 +55,11 @@ type client struct {
 	end  func() error // ends it and returns how it ended
 }
 
-// startClient starts command, by default this program. It is killed when ctx ends.
+// waitDelay is how long the end of what a killed client has started is waited for.
+const waitDelay = 5 * time.Second
+
+// startClient starts command, by default this program. When ctx ends it is killed,
+// and whatever it has started with it.
 func startClient(ctx context.Context, command []string) (*client, error) {
 	if len(command) == 0 {
 		self, err := os.Executable()
@@ -53,6 +69,9 @@ func startClient(ctx context.Context, command []string) (*client, error) {
 		command = []string{self, ClientArg}
 	}
 	c := &client{cmd: exec.CommandContext(ctx, command[0], command[1:]...)}
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.cmd.Cancel = func() error { return unix.Kill(-c.cmd.Process.Pid, unix.SIGKILL) }
+	c.cmd.WaitDelay = waitDelay
 	c.cmd.Stderr = &c.err
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
@@ -96,6 +115,7 @@ func (c *client) measure(req request) (sample, error) {
 		return sample{}, err
 	}
 	s.bytes, s.ops, s.seconds = resp.Bytes, resp.Ops, resp.Seconds
+	s.p50, s.note = resp.P50, resp.Note
 	s.cpu += resp.CPU
 	return s, nil
 }
@@ -123,13 +143,13 @@ func serve(req request) response {
 	if op == nil {
 		return response{Error: "no such operation"}
 	}
-	var bytes, ops int64
+	var d done
 	s, err := measure(func() (err error) {
-		bytes, ops, err = op(req)
+		d, err = op(req)
 		return err
 	})
 	if err != nil {
 		return response{Error: err.Error()}
 	}
-	return response{Seconds: s.seconds, CPU: s.cpu, Bytes: bytes, Ops: ops}
+	return response{done: d, Seconds: s.seconds, CPU: s.cpu}
 }

@@ -21,17 +21,14 @@ const (
 	limitFUSECreate = "limit.fuse-create"
 )
 
-// nullName is the one file that a null file system can find again.
-const nullName = "data"
-
 func limits() []measurement {
 	return []measurement{
 		{name: limitMemcpy, repeats: 3, run: memcpy},
 		{name: limitBLAKE3, repeats: 3, run: hash},
 		{name: limitDiskWrite, repeats: 3, run: diskWrite},
-		{name: limitFUSEWrite, repeats: 3, run: nullWrite},
-		{name: limitFUSERead, repeats: 3, run: nullRead},
-		{name: limitFUSECreate, repeats: 3, run: nullCreate},
+		{name: limitFUSEWrite, repeats: 3, run: fuseWrite},
+		{name: limitFUSERead, repeats: 3, run: fuseRead},
+		{name: limitFUSECreate, repeats: 3, run: fuseCreate},
 	}
 }
 
@@ -84,30 +81,30 @@ func diskWrite(_ context.Context, r *rig) (sample, error) {
 	return s, errors.Join(err, os.Remove(name))
 }
 
-func nullWrite(ctx context.Context, r *rig) (sample, error) {
-	dir, err := r.nullMount()
+func fuseWrite(ctx context.Context, r *rig) (sample, error) {
+	p, err := r.place(ctx, placeFloor)
 	if err != nil {
 		return sample{}, err
 	}
-	return r.measureClient(ctx, request{Op: opWrite, Path: filepath.Join(dir, nullName), Size: r.o.Size, Seed: r.newSeed()})
+	return r.measureClient(ctx, request{Op: opWrite, Path: filepath.Join(p.dir, dataName), Size: r.o.Size, Seed: r.newSeed()})
 }
 
-func nullRead(ctx context.Context, r *rig) (sample, error) {
-	dir, err := r.nullMount()
+func fuseRead(ctx context.Context, r *rig) (sample, error) {
+	p, err := r.place(ctx, placeFloor)
 	if err != nil {
 		return sample{}, err
 	}
-	path := filepath.Join(dir, nullName)
+	path := filepath.Join(p.dir, dataName)
 	return r.measureClient(ctx,
 		request{Op: opWrite, Path: path, Size: r.o.Size},
 		request{Op: opDrop, Path: path},
 		request{Op: opRead, Path: path, Size: r.o.Size})
 }
 
-func nullCreate(ctx context.Context, r *rig) (sample, error) {
-	dir, err := r.nullMount()
+func fuseCreate(ctx context.Context, r *rig) (sample, error) {
+	p, err := r.place(ctx, placeFloor)
 	if err != nil {
 		return sample{}, err
 	}
-	return r.measureClient(ctx, request{Op: opCreate, Path: dir, Count: r.count(), Seed: r.newSeed()})
+	return r.measureClient(ctx, request{Op: opCreate, Path: p.dir, Count: r.count(), Seed: r.newSeed()})
 }

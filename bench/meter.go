@@ -13,10 +13,18 @@ type sample struct {
 	seconds    float64
 	cpu        float64 // seconds of this process and the client
 	rss        int64   // bytes, highest of this process
+	p50        float64 // seconds that half of the operations do not exceed; 0 if they were not timed one by one
+	note       string
 }
 
-// each returns the seconds per byte or operation.
-func (s sample) each() float64 { return s.seconds / float64(s.bytes+s.ops) }
+// each returns the seconds per byte or operation, those of the median if it is
+// known.
+func (s sample) each() float64 {
+	if s.p50 > 0 {
+		return s.p50
+	}
+	return s.seconds / float64(s.bytes+s.ops)
+}
 
 // measure runs f and says what it took. Bytes and ops are the caller's to set.
 func measure(f func() error) (sample, error) {
@@ -35,10 +43,15 @@ func measure(f func() error) (sample, error) {
 	return s, err
 }
 
-// cpuSeconds returns the user and system time of this process so far.
+// cpuSeconds returns the user and system time so far of this process and of those
+// of its children that have ended.
 func cpuSeconds() float64 {
-	var u unix.Rusage
-	// It fails for a wrong address or an unknown selector only.
-	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
-	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+	total := int64(0)
+	for _, who := range [...]int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		// It fails for a wrong address or an unknown selector only.
+		_ = unix.Getrusage(who, &u)
+		total += u.Utime.Nano() + u.Stime.Nano()
+	}
+	return float64(total) / 1e9
 }

@@ -4,15 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// What the client can do. Each operation returns how many bytes it moved or how
-// many operations it did. Reads and writes are plain system calls, since the
-// poller that package os uses for files that support it would be measured too.
+// What the client can do. Each operation says how many bytes it moved or how many
+// operations it did. Reads and writes are plain system calls, since the poller
+// that package os uses for files that support it would be measured too.
 
 // The names of operations in requests.
 const (
@@ -22,9 +25,20 @@ const (
 	opReadRandom = "read-random" // Count times 4 KiB, each from another place
 	opCreate     = "create"      // Count empty files in a directory
 	opStat       = "stat"        // Count times, of the first Files files that opCreate made
+	opRemove     = "remove"      // a file
+	opSync       = "sync"        // a directory
+
+	opWriteRandom = "write-random" // Count times 4 KiB with content Seed, each in another place, and fsync
+	opAppendSync  = "append-fsync" // Count times 4 KiB with content Seed to a new file, and fsync
+	opCreateSync  = "create-fsync" // Count files in a directory, each with 4 KiB and fsync
+
+	opUntar      = "untar"       // the tar file From, of Count entries, into a new directory
+	opFind       = "find"        // attributes of the Count entries of a tree
+	opReadTree   = "read-tree"   // the files of a tree of Count entries
+	opRemoveTree = "remove-tree" // a tree of Count entries
 )
 
-func operation(name string) func(request) (bytes, ops int64, err error) {
+func operation(name string) func(request) (done, error) {
 	switch name {
 	case opWrite:
 		return writeFile
@@ -38,6 +52,24 @@ func operation(name string) func(request) (bytes, ops int64, err error) {
 		return createFiles
 	case opStat:
 		return statFiles
+	case opRemove:
+		return removeFile
+	case opSync:
+		return syncDir
+	case opWriteRandom:
+		return writeRandom
+	case opAppendSync:
+		return appendSync
+	case opCreateSync:
+		return createSync
+	case opUntar:
+		return untar
+	case opFind:
+		return find
+	case opReadTree:
+		return readTree
+	case opRemoveTree:
+		return removeTree
 	}
 	return nil
 }
@@ -81,30 +113,30 @@ func (f *rawFile) Write(p []byte) (int, error) {
 
 func (f *rawFile) Close() error { return f.fail("close", unix.Close(f.fd)) }
 
-func writeFile(req request) (int64, int64, error) {
+func writeFile(req request) (done, error) {
 	f, err := openRaw(req.Path, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	err = newContent(req.Seed).writeTo(f, req.Size)
 	if err == nil {
 		err = f.fail("fsync", unix.Fsync(f.fd))
 	}
-	return req.Size, 0, errors.Join(err, f.Close())
+	return done{Bytes: req.Size}, errors.Join(err, f.Close())
 }
 
-func dropFile(req request) (int64, int64, error) {
+func dropFile(req request) (done, error) {
 	f, err := openRaw(req.Path, unix.O_RDONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
-	return 0, 0, errors.Join(f.fail("drop cache", dropCache(f.fd)), f.Close())
+	return done{}, errors.Join(f.fail("drop cache", dropCache(f.fd)), f.Close())
 }
 
-func readFile(req request) (int64, int64, error) {
+func readFile(req request) (done, error) {
 	f, err := openRaw(req.Path, unix.O_RDONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	defer f.Close()
 	buf := make([]byte, pieceSize)
@@ -115,38 +147,66 @@ func readFile(req request) (int64, int64, error) {
 		if err == io.EOF {
 			break
 		} else if err != nil {
-			return 0, 0, err
+			return done{}, err
 		}
 	}
 	if total != req.Size {
-		return 0, 0, fmt.Errorf("%d bytes instead of %d", total, req.Size)
+		return done{}, fmt.Errorf("%d bytes instead of %d", total, req.Size)
 	}
-	return total, 0, nil
+	return done{Bytes: total}, nil
 }
 
-func readRandom(req request) (int64, int64, error) {
-	const page = 4 << 10
+// page is how much small reads and writes move, in bytes.
+const page = 4 << 10
+
+func readRandom(req request) (done, error) {
 	f, err := openRaw(req.Path, unix.O_RDONLY)
 	if err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	defer f.Close()
 	if err := f.fail("advise", adviseRandom(f.fd)); err != nil {
-		return 0, 0, err
+		return done{}, err
 	}
 	buf := make([]byte, page)
-	// Steps of the golden section, coprime to the number of pages, come to
-	// every page once and to neighbours long after one another.
-	pages := req.Size / page
-	step := coprime(pages*618/1000, pages)
-	at := int64(req.Seed % uint64(pages))
-	for range req.Count {
-		if n, err := unix.Pread(f.fd, buf, at*page); err != nil || n != page {
-			return 0, 0, fmt.Errorf("%d of %d bytes at %d: %w", n, page, at*page, f.fail("read", err))
+	for off := range scattered(req) {
+		if n, err := unix.Pread(f.fd, buf, off); err != nil || n != page {
+			return done{}, fmt.Errorf("%d of %d bytes at %d: %w", n, page, off, f.fail("read", err))
 		}
-		at = (at + step) % pages
 	}
-	return 0, req.Count, nil
+	return done{Ops: req.Count}, nil
+}
+
+func writeRandom(req request) (done, error) {
+	f, err := openRaw(req.Path, unix.O_WRONLY)
+	if err != nil {
+		return done{}, err
+	}
+	defer f.Close()
+	c := newContent(req.Seed)
+	for off := range scattered(req) {
+		if n, err := unix.Pwrite(f.fd, c.pageAt(off), off); err != nil || n != page {
+			return done{}, fmt.Errorf("%d of %d bytes at %d: %w", n, page, off, f.fail("write", err))
+		}
+	}
+	return done{Ops: req.Count}, f.fail("fsync", unix.Fsync(f.fd))
+}
+
+// scattered are the offsets of Count pages in a file of Size bytes. Steps of the
+// golden section, coprime to the number of pages, come to every page once and to
+// neighbours long after one another.
+func scattered(req request) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		pages := req.Size / page
+		step := coprime(pages*618/1000, pages)
+		at := int64(req.Seed % uint64(pages))
+		for range req.Count {
+			if !yield(at * page) {
+				return
+			}
+			at = (at + step) % pages
+		}
+	}
 }
 
 // coprime returns the least number from a on that shares no factor with b.
@@ -166,20 +226,20 @@ func nameOf(req request, i int64) string {
 	return filepath.Join(req.Path, fmt.Sprintf("file-%d-%06d", req.Seed, i))
 }
 
-func createFiles(req request) (int64, int64, error) {
+func createFiles(req request) (done, error) {
 	for i := range req.Count {
 		f, err := openRaw(nameOf(req, i), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)
 		if err != nil {
-			return 0, 0, err
+			return done{}, err
 		}
 		if err := f.Close(); err != nil {
-			return 0, 0, err
+			return done{}, err
 		}
 	}
-	return 0, req.Count, nil
+	return done{Ops: req.Count}, nil
 }
 
-func statFiles(req request) (int64, int64, error) {
+func statFiles(req request) (done, error) {
 	names := make([]string, req.Files)
 	for i := range names {
 		names[i] = nameOf(req, int64(i))
@@ -188,8 +248,60 @@ func statFiles(req request) (int64, int64, error) {
 	for i := range req.Count {
 		name := names[i%int64(len(names))]
 		if err := unix.Lstat(name, &st); err != nil {
-			return 0, 0, &os.PathError{Op: "stat", Path: name, Err: err}
+			return done{}, &os.PathError{Op: "stat", Path: name, Err: err}
 		}
 	}
-	return 0, req.Count, nil
+	return done{Ops: req.Count}, nil
+}
+
+func removeFile(req request) (done, error) { return done{}, os.Remove(req.Path) }
+
+func syncDir(req request) (done, error) {
+	f, err := openRaw(req.Path, unix.O_RDONLY)
+	if err != nil {
+		return done{}, err
+	}
+	return done{}, errors.Join(f.fail("fsync", unix.Fsync(f.fd)), f.Close())
+}
+
+func appendSync(req request) (done, error) {
+	f, err := openRaw(req.Path, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_APPEND)
+	if err != nil {
+		return done{}, err
+	}
+	defer f.Close()
+	c := newContent(req.Seed)
+	return timed(req.Count, func(i int64) error { return f.writeSync(c.pageAt(i * page)) })
+}
+
+func createSync(req request) (done, error) {
+	c := newContent(req.Seed)
+	return timed(req.Count, func(i int64) error {
+		f, err := openRaw(nameOf(req, i), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)
+		if err != nil {
+			return err
+		}
+		return errors.Join(f.writeSync(c.pageAt(i*page)), f.Close())
+	})
+}
+
+func (f *rawFile) writeSync(p []byte) error {
+	if _, err := f.Write(p); err != nil {
+		return err
+	}
+	return f.fail("fsync", unix.Fsync(f.fd))
+}
+
+// timed calls do n times and takes the median of the times.
+func timed(n int64, do func(i int64) error) (done, error) {
+	times := make([]time.Duration, n)
+	for i := range times {
+		start := time.Now()
+		if err := do(int64(i)); err != nil {
+			return done{}, err
+		}
+		times[i] = time.Since(start)
+	}
+	slices.Sort(times)
+	return done{Ops: n, P50: times[n/2].Seconds()}, nil
 }

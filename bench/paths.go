@@ -168,15 +168,19 @@ func (r *rig) mountedFile(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return filepath.Join(r.mountpoint, nullName), nil
+	p, err := r.place(ctx, placeMount)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(p.dir, dataName), nil
 }
 
 func mountWrite(ctx context.Context, r *rig) (sample, error) {
-	dir, err := r.mount(ctx)
+	p, err := r.place(ctx, placeMount)
 	if err != nil {
 		return sample{}, err
 	}
-	s, err := r.measureClient(ctx, request{Op: opWrite, Path: filepath.Join(dir, nullName), Size: r.o.Size, Seed: r.newSeed()})
+	s, err := r.measureClient(ctx, request{Op: opWrite, Path: filepath.Join(p.dir, dataName), Size: r.o.Size, Seed: r.newSeed()})
 	r.written = err == nil
 	return s, err
 }
@@ -208,23 +212,23 @@ func (r *rig) readMounted(ctx context.Context, reqs ...request) (sample, error) 
 }
 
 func mountCreate(ctx context.Context, r *rig) (sample, error) {
-	dir, err := r.mount(ctx)
+	p, err := r.place(ctx, placeMount)
 	if err != nil {
 		return sample{}, err
 	}
-	return r.measureClient(ctx, request{Op: opCreate, Path: dir, Count: r.count(), Seed: r.newSeed()})
+	return r.measureClient(ctx, request{Op: opCreate, Path: p.dir, Count: r.count(), Seed: r.newSeed()})
 }
 
 // mountStat asks for attributes that the kernel has cached. A kernel's answer is
 // so fast that it takes many to measure it.
 func mountStat(ctx context.Context, r *rig) (sample, error) {
-	dir, err := r.mount(ctx)
+	p, err := r.place(ctx, placeMount)
 	if err != nil {
 		return sample{}, err
 	}
 	seed, files := r.newSeed(), min(r.count(), 1000)
 	return r.measureClient(ctx,
-		request{Op: opCreate, Path: dir, Count: files, Seed: seed},
-		request{Op: opStat, Path: dir, Count: files, Files: files, Seed: seed},
-		request{Op: opStat, Path: dir, Count: 16 * r.count(), Files: files, Seed: seed})
+		request{Op: opCreate, Path: p.dir, Count: files, Seed: seed},
+		request{Op: opStat, Path: p.dir, Count: files, Files: files, Seed: seed},
+		request{Op: opStat, Path: p.dir, Count: 16 * r.count(), Files: files, Seed: seed})
 }

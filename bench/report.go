@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 )
 
 // Result is a figure as JSON output has it. The package documentation says how
@@ -17,19 +20,38 @@ type Result struct {
 	PeakRSS    int64   `json:"peakRSS"`         // bytes
 	Limit      string  `json:"limit,omitempty"` // the measurement that Ratio compares with
 	Ratio      float64 `json:"ratio,omitempty"`
+
+	P50us  float64            `json:"p50us,omitempty"`  // microseconds
+	Ratios map[string]float64 `json:"ratios,omitempty"` // with the same work in other places
+	Note   string             `json:"note,omitempty"`
 }
 
 func (s sample) result(name string) Result {
-	return Result{Name: name, Bytes: s.bytes, Ops: s.ops, Seconds: s.seconds, CPUSeconds: s.cpu, PeakRSS: s.rss}
+	return Result{
+		Name: name, Bytes: s.bytes, Ops: s.ops, Seconds: s.seconds, CPUSeconds: s.cpu, PeakRSS: s.rss,
+		P50us: s.p50 * 1e6, Note: s.note,
+	}
 }
 
-// each returns the seconds per byte or operation.
-func (r *Result) each() float64 { return r.Seconds / float64(r.Bytes+r.Ops) }
+// each returns the seconds per byte or operation, those of the median if it is
+// known.
+func (r *Result) each() float64 {
+	return sample{bytes: r.Bytes, ops: r.Ops, seconds: r.Seconds, p50: r.P50us / 1e6}.each()
+}
 
-// compare sets Limit and Ratio from the slowest of the limits that are known.
-func (r *Result) compare(limits []string, known map[string]Result) {
+// compare sets Limit and Ratio from the slowest of the limits of m that are known,
+// and Ratios from its peers that are.
+func (r *Result) compare(m *measurement, known map[string]Result) {
+	for _, name := range m.peers {
+		if peer, ok := known[name]; ok {
+			if r.Ratios == nil {
+				r.Ratios = make(map[string]float64)
+			}
+			r.Ratios[name] = peer.each() / r.each()
+		}
+	}
 	slowest := 0.0
-	for _, name := range limits {
+	for _, name := range m.limits {
 		if l, ok := known[name]; ok && l.each() > slowest {
 			slowest = l.each()
 			r.Limit, r.Ratio = name, slowest/r.each()
@@ -57,7 +79,7 @@ func (r *reporter) write(res Result) error {
 		return r.json.Encode(res)
 	}
 	if r.lines == 0 {
-		fmt.Fprintf(r.out, "%-18s %14s %14s %10s  %s\n", "", "speed", "CPU", "peak RSS", "of limit")
+		fmt.Fprintf(r.out, "%-21s %14s %14s %10s  %s\n", "", "speed", "CPU", "peak RSS", "compared")
 	}
 	r.lines++
 	speed := fmt.Sprintf("%.2f GB/s", float64(res.Bytes)/res.Seconds/1e9)
@@ -66,10 +88,25 @@ func (r *reporter) write(res Result) error {
 		speed = fmt.Sprintf("%.2f µs/op", res.Seconds/float64(res.Ops)*1e6)
 		cpu = fmt.Sprintf("%.2f µs/op", res.CPUSeconds/float64(res.Ops)*1e6)
 	}
-	of := ""
-	if res.Limit != "" {
-		of = fmt.Sprintf("%4.0f %% of %s", 100*res.Ratio, res.Limit)
+	if res.P50us > 0 {
+		speed = fmt.Sprintf("%.2f µs p50", res.P50us)
 	}
-	_, err := fmt.Fprintf(r.out, "%-18s %14s %14s %6d MiB  %s\n", res.Name, speed, cpu, res.PeakRSS>>20, of)
+	_, err := fmt.Fprintf(r.out, "%-21s %14s %14s %6d MiB  %s\n", res.Name, speed, cpu, res.PeakRSS>>20, res.remarks())
 	return err
+}
+
+// remarks are what the result compares with, and its note.
+func (r *Result) remarks() string {
+	var parts []string
+	if r.Limit != "" {
+		parts = append(parts, fmt.Sprintf("%4.0f %% of %s", 100*r.Ratio, r.Limit))
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Ratios)) {
+		place, _, _ := strings.Cut(name, ".")
+		parts = append(parts, fmt.Sprintf("%4.0f %% of %s", 100*r.Ratios[name], place))
+	}
+	if r.Note != "" {
+		parts = append(parts, r.Note)
+	}
+	return strings.Join(parts, ", ")
 }

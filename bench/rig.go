@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cairnfs/cairn/cas"
-	"github.com/cairnfs/cairn/mount"
 	"github.com/cairnfs/cairn/node"
 )
 
@@ -25,16 +24,15 @@ type rig struct {
 
 	seed uint64 // of the content made last
 
-	child      *client
-	null       string // mount point of the file system that does nothing
-	node       *node.Node
-	mountpoint string
-	added      cas.CID // of the file that was added last
-	written    bool    // whether there is a file in the mount
+	child   *client
+	node    *node.Node
+	places  map[string]*place
+	added   cas.CID // of the file that was added last
+	written bool    // whether there is a file in the mount
 }
 
 // spaceFactor times Options.Size is the space that a run takes at most.
-const spaceFactor = 8
+const spaceFactor = 18
 
 func newRig(o Options) (*rig, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
@@ -51,7 +49,7 @@ func newRig(o Options) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{o: o, dir: dir}
+	r := &rig{o: o, dir: dir, places: make(map[string]*place)}
 	r.atEnd(func() error { return os.RemoveAll(dir) })
 	return r, nil
 }
@@ -68,6 +66,15 @@ func (r *rig) close() error {
 
 // count is how many operations a measurement makes that counts them.
 func (r *rig) count() int64 { return min(r.o.Size>>16, 1<<14) }
+
+// entries is how many entries a source tree has, and how many files are created.
+func (r *rig) entries() int64 { return max(r.count()/2, 64) }
+
+// syncs is how often a measurement waits for the disk that does it again and again.
+func (r *rig) syncs() int64 { return max(r.count()/64, 16) }
+
+// fileSize is the size of the file that places are compared with, in bytes.
+func (r *rig) fileSize() int64 { return min(2*r.o.Size, 2<<30) }
 
 // newSeed returns a seed for content that nothing has had before.
 func (r *rig) newSeed() uint64 {
@@ -104,25 +111,13 @@ func (r *rig) measureClient(ctx context.Context, reqs ...request) (sample, error
 	return c.measure(reqs[last])
 }
 
-// nullMount returns the mount point of the file system that does nothing.
-func (r *rig) nullMount() (string, error) {
-	if r.null == "" {
-		dir := filepath.Join(r.dir, "null")
-		unmount, err := mountNull(dir)
-		if err != nil {
-			return "", err
-		}
-		r.null = dir
-		r.atEnd(unmount)
-	}
-	return r.null, nil
-}
+func (r *rig) storeDir() string { return filepath.Join(r.dir, "store") }
 
 // openNode returns a node of a new store.
 func (r *rig) openNode(ctx context.Context) (*node.Node, error) {
 	if r.node == nil {
 		n, err := node.Open(ctx, node.Options{
-			Dir: filepath.Join(r.dir, "store"), Create: true, Command: "bench", Logger: r.o.Logger,
+			Dir: r.storeDir(), Create: true, Command: "bench", Logger: r.o.Logger,
 		})
 		if err != nil {
 			return nil, err
@@ -131,21 +126,4 @@ func (r *rig) openNode(ctx context.Context) (*node.Node, error) {
 		r.atEnd(n.Close)
 	}
 	return r.node, nil
-}
-
-// mount returns where the node's volume is mounted.
-func (r *rig) mount(ctx context.Context) (string, error) {
-	if r.mountpoint == "" {
-		n, err := r.openNode(ctx)
-		if err != nil {
-			return "", err
-		}
-		srv, err := mount.Mount(ctx, n.Volume(), mount.Options{Mountpoint: filepath.Join(r.dir, "mount"), Logger: r.o.Logger})
-		if err != nil {
-			return "", err
-		}
-		r.mountpoint = srv.Mountpoint()
-		r.atEnd(srv.Unmount)
-	}
-	return r.mountpoint, nil
 }
