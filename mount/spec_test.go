@@ -20,6 +20,10 @@ func TestPosixRules(t *testing.T) {
 		if err := finish(); err != nil {
 			t.Error(err)
 		}
+		if _, mounted := mountAt(dir); mounted {
+			t.Error("left behind, in use")
+			ok(t, detach(dir))
+		}
 	})
 	posix.Run(t, dir, posix.Traits{
 		MaxFileSize: math.MaxInt64,

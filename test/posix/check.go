@@ -222,19 +222,33 @@ func (c *check) as(u user, fn func()) {
 // which is 0, are its own, and whatever else the CLONE_ flags of unshare(2) say.
 func (c *check) apart(flags int, fn func()) {
 	c.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
+	onThread(func() {
 		c.ok(unix.Unshare(unix.CLONE_FS | flags))
 		c.ok(unix.Chdir(c.dir))
+		defer unix.Chdir("/")
 		unix.Umask(0)
 		fn()
-	}()
-	<-done
+	})
 	if c.Failed() {
 		c.FailNow()
 	}
+}
+
+// onThread runs fn on a thread that ends with it.
+func onThread(fn func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread of a process ends with the process only.
+			onThread(fn)
+			runtime.UnlockOSThread()
+			return
+		}
+		fn()
+	}()
+	<-done
 }
 
 // later returns when the clock of the file system is past t.

@@ -76,7 +76,7 @@ func execBusy(r *rules) {
 		c.same("output", line, "running\n")
 		c.want(unix.ETXTBSY, openErr(path, unix.O_WRONLY))
 		c.want(unix.ETXTBSY, openErr(path, unix.O_RDWR))
-		c.want(unix.ETXTBSY, openErr(path, unix.O_RDONLY|unix.O_TRUNC))
+		c.want(unix.ETXTBSY, openErr(path, unix.O_WRONLY|unix.O_TRUNC))
 		c.want(unix.ETXTBSY, unix.Truncate(path, 0))
 		c.ok(openErr(path, unix.O_RDONLY))
 		c.ok(unix.Chmod(path, 0o700))
