@@ -22,6 +22,7 @@ type check struct {
 	testing.TB
 	dir    string
 	traits Traits
+	fds    map[int]bool // to be closed at the end
 }
 
 // ok ends the rule if err is not nil.
@@ -99,8 +100,25 @@ func (c *check) open(path string, flags int) int {
 	return fd
 }
 
-// closes has fd closed at the end of the rule.
-func (c *check) closes(fd int) { c.Cleanup(func() { unix.Close(fd) }) }
+// closes has fd closed at the end of the rule, unless close has closed it.
+func (c *check) closes(fd int) {
+	if c.fds == nil {
+		c.fds = make(map[int]bool)
+		c.Cleanup(func() {
+			for fd := range c.fds {
+				unix.Close(fd)
+			}
+		})
+	}
+	c.fds[fd] = true
+}
+
+// close closes what open has opened.
+func (c *check) close(fd int) {
+	c.Helper()
+	delete(c.fds, fd)
+	c.ok(unix.Close(fd))
+}
 
 // openErr is the error of open(2).
 func openErr(path string, flags int) error {
@@ -277,7 +295,7 @@ type change struct{ path, times string }
 func (c *check) changes(op func(), want ...change) {
 	c.Helper()
 	before := make([]unix.Stat_t, len(want))
-	last := unix.Timespec{}
+	last := unix.Timespec{} // of the times that are not set far ahead
 	for i, w := range want {
 		before[i] = c.stat(w.path)
 		for _, t := range []unix.Timespec{before[i].Atim, before[i].Mtim, before[i].Ctim} {

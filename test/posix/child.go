@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
@@ -130,13 +131,19 @@ func (t *childTB) Cleanup(fn func()) { t.cleanups = append(t.cleanups, fn) }
 
 func (t *childTB) Errorf(format string, args ...any) {
 	t.failed = true
-	// The line of the rule is three calls up, or two if it calls itself.
-	for skip := 1; skip < 5; skip++ {
-		if _, file, line, ok := runtime.Caller(skip); ok {
-			fmt.Fprintf(os.Stderr, "%s:%d ", file[max(0, len(file)-30):], line)
+	fmt.Fprintf(os.Stderr, "%s: %s\n", caller(), fmt.Sprintf(format, args...))
+}
+
+// caller is the line of the rule that is being checked: the nearest that is not
+// in this file or in that of the helpers.
+func caller() string {
+	for skip := 1; ; skip++ {
+		_, path, line, ok := runtime.Caller(skip)
+		file := filepath.Base(path)
+		if !ok || file != "child.go" && file != "check.go" {
+			return fmt.Sprintf("%s:%d", file, line)
 		}
 	}
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
 func (t *childTB) FailNow() {

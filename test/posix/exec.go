@@ -89,7 +89,7 @@ func execBusy(r *rules) {
 		path := c.script("script", "", 0o755)
 		fd := c.open(path, unix.O_WRONLY)
 		c.want(unix.ETXTBSY, exec.Command(path).Run())
-		c.ok(unix.Close(fd))
+		c.close(fd)
 		c.ok(exec.Command(path).Run())
 	})
 }

@@ -72,7 +72,7 @@ func inotifyEvents(r *rules) {
 		equal(c, "writing", w.saw(), "modify file")
 		c.ok(unix.Ftruncate(fd, 0))
 		equal(c, "truncating", w.saw(), "modify file")
-		c.ok(unix.Close(fd))
+		c.close(fd)
 		equal(c, "closing", w.saw(), "closed file")
 		c.ok(unix.Chmod(dir+"/file", 0o600))
 		equal(c, "chmod", w.saw(), "attrib file")

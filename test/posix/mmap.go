@@ -57,7 +57,7 @@ func mmapShared(r *rules) {
 		other := c.open(path, unix.O_RDONLY)
 		fd := c.open(path, unix.O_RDWR)
 		p := c.mapped(fd, 2*pageSize, writable, unix.MAP_SHARED)
-		c.ok(unix.Close(fd))
+		c.close(fd)
 		c.ok(unix.Unlink(path))
 		copy(p[pageSize:], "still")
 		c.ok(unix.Msync(p, unix.MS_SYNC))

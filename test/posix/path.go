@@ -161,3 +161,35 @@ func pathDirectories(r *rules) {
 		})
 	})
 }
+
+func pathHandles(r *rules) {
+	open := func(c *check, handle unix.FileHandle) (int, error) {
+		c.Helper()
+		fd, err := unix.OpenByHandleAt(c.open(c.dir, unix.O_RDONLY), handle, unix.O_RDWR|unix.O_CLOEXEC)
+		if err == nil {
+			c.closes(fd)
+		}
+		return fd, err
+	}
+	r.rule("a handle opens a file wherever it is", func(c *check) {
+		path := c.file("file", "content")
+		handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0)
+		c.ok(err)
+		again, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0)
+		c.ok(err)
+		equal(c, "handle", string(again.Bytes()), string(handle.Bytes()))
+		c.ok(unix.Rename(path, c.directory("dir")+"/moved"))
+		fd, err := open(c, handle)
+		c.ok(err)
+		c.same("file", c.read(fd, 99, 0), "content")
+	})
+	r.rule("a handle of a file that is gone is ESTALE", func(c *check) {
+		path := c.path("file")
+		c.ok(unix.Mknod(path, unix.S_IFREG|0o644, 0))
+		handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0)
+		c.ok(err)
+		c.ok(unix.Unlink(path))
+		_, err = open(c, handle)
+		c.want(unix.ESTALE, err)
+	})
+}

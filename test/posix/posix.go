@@ -33,6 +33,9 @@ type Traits struct {
 	// MovesRanges says that fallocate knows FALLOC_FL_COLLAPSE_RANGE and
 	// FALLOC_FL_INSERT_RANGE. Otherwise they are EOPNOTSUPP.
 	MovesRanges bool
+	// AccessTimes says that reading sets atime as a mount with relatime does:
+	// if it is not later than mtime and ctime. Otherwise reading never does.
+	AccessTimes bool
 	// BirthTime says that statx tells when a file was made.
 	BirthTime bool
 	// XattrSpace is how many bytes of extended attributes a file can have at
@@ -65,10 +68,10 @@ func groups() []group {
 		{"rmdir", []func(*rules){rmdirRemoves, rmdirRefuses, rmdirOpenDirectories}},
 		{"rename", []func(*rules){renameMoves, renameReplaces, renameRefuses, renameFlags, renameDirectories}},
 		{"symlink", []func(*rules){symlinkMakes, symlinkRefuses, symlinkFollows}},
-		{"path", []func(*rules){pathNames, pathLengths, pathSlashes, pathDirectories}},
+		{"path", []func(*rules){pathNames, pathLengths, pathSlashes, pathDirectories, pathHandles}},
 		{"mounts", []func(*rules){mountPoints, readOnlyMounts}},
 		{"permissions", []func(*rules){permissionFiles, permissionDirectories, permissionAccess, permissionChmod, permissionChown, permissionSetIDs, permissionSetgidDirectories, permissionSticky, permissionUmask}},
-		{"times", []func(*rules){timesSet, timesWho, timesRange, timesOfFiles, timesOfDirectories, timesUntouched}},
+		{"times", []func(*rules){timesSet, timesWho, timesRange, timesOfFiles, timesOfDirectories, timesUntouched, timesOfAccess}},
 		{"attributes", []func(*rules){attrInode, attrLinks, attrBlocks, attrStatx}},
 		{"truncate", []func(*rules){truncateSizes, truncateRefuses, truncateTimes}},
 		{"read and write", []func(*rules){rwOffsets, rwEnds, rwAppend, rwVectors, rwFlags, rwSparse, rwLimits, rwRefuses}},
@@ -87,8 +90,8 @@ func groups() []group {
 	}
 }
 
-// Run checks every rule in dir, which must be writable and search by root. It
-// leaves nothing in dir. The test binary must call Child from its TestMain.
+// Run checks every rule in dir, each in a directory of its own below it, and
+// leaves nothing there. The test binary must call Child from its TestMain.
 func Run(t *testing.T, dir string, traits Traits) {
 	t.Helper()
 	if os.Geteuid() != 0 {

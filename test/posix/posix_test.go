@@ -18,9 +18,10 @@ func TestMain(m *testing.M) {
 }
 
 // known returns the traits of file systems that others are compared with.
-func known(magic int64) (traits Traits, name string) {
+func known(st unix.Statfs_t) (traits Traits, name string) {
 	traits = Traits{Devices: true, HoleSize: 4096, Reserves: true, BirthTime: true, Whiteouts: true}
-	switch magic {
+	traits.AccessTimes = st.Flags&unix.ST_NOATIME == 0
+	switch int64(st.Type) {
 	case unix.EXT4_SUPER_MAGIC:
 		traits.MaxFileSize, traits.MaxLinks = (1<<32-1)*4096, 65000
 		traits.MinTime, traits.MaxTime = math.MinInt32, 1<<34-1<<31-1
@@ -50,7 +51,7 @@ func TestLocalFileSystems(t *testing.T) {
 		if err := unix.Statfs(parent, &st); err != nil {
 			continue
 		}
-		traits, name := known(int64(st.Type))
+		traits, name := known(st)
 		if name == "" || tested[name] {
 			continue
 		}

@@ -21,6 +21,11 @@ func permissionSetIDs(r *rules) {
 		"punching a hole": func(c *check, fd int) error {
 			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4)
 		},
+		"copy_file_range": func(c *check, fd int) error {
+			at, pos := int64(0), int64(1)
+			_, err := unix.CopyFileRange(c.open(procPath(fd), unix.O_RDONLY), &at, fd, &pos, 1, 0)
+			return err
+		},
 	} {
 		r.rule(name+" by an ordinary user takes the set-id bits", func(c *check) {
 			path := c.owned("file", alice(), staff, 0o6777)

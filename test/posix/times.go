@@ -280,9 +280,49 @@ func timesUntouched(r *rules) {
 		c.write(fd, "content", 0)
 		c.ok(utimes(path, at, at, 0))
 		c.ok(unix.Fsync(fd))
-		c.ok(unix.Close(fd))
+		c.close(fd)
 		equal(c, "mtime", c.stat(path).Mtim, at)
 		fd = c.open(path, unix.O_RDONLY)
 		equal(c, "mtime", c.fstat(fd).Mtim, at)
+	})
+}
+
+func timesOfAccess(r *rules) {
+	old := unix.Timespec{Sec: 1000}
+	read := func(c *check, path string, flags int) {
+		c.Helper()
+		fd := c.open(path, unix.O_RDONLY|flags)
+		if c.stat(path).Mode&unix.S_IFMT == unix.S_IFDIR {
+			c.list(fd, 4096)
+			return
+		}
+		c.same("file", c.read(fd, 100, 0), "content")
+	}
+	r.rule("reading sets an atime that is older than mtime, if reading sets it at all", func(c *check) {
+		for _, path := range []string{c.file("file", "content"), c.directory("dir")} {
+			for range 2 { // what is read may be in memory the second time
+				c.ok(utimes(path, old, now(), 0))
+				read(c, path, 0)
+				st := c.stat(path)
+				equal(c, "set", st.Atim.Nano() > old.Nano(), c.traits.AccessTimes)
+			}
+		}
+	})
+	r.rule("reading with O_NOATIME sets no atime", func(c *check) {
+		for _, path := range []string{c.file("file", "content"), c.directory("dir")} {
+			c.ok(utimes(path, old, now(), 0))
+			read(c, path, unix.O_NOATIME)
+			equal(c, "atime", c.stat(path).Atim, old)
+		}
+	})
+	r.rule("what reads no content sets no atime", func(c *check) {
+		path := c.file("file", "content")
+		c.ok(utimes(path, old, now(), 0))
+		fd := c.open(path, unix.O_RDWR)
+		c.write(fd, "x", 3)
+		c.ok(unix.Fsync(fd))
+		c.ok(unix.Chmod(path, 0o600))
+		c.ok(unix.Link(path, c.path("link")))
+		equal(c, "atime", c.stat(path).Atim, old)
 	})
 }

@@ -99,7 +99,7 @@ func openTemporaryNames(r *rules) {
 		equal(c, "links", c.fstat(fd).Nlink, 1)
 		equal(c, "inode", c.stat(c.path("name")).Ino, c.fstat(fd).Ino)
 		c.write(fd, "!", 7)
-		c.ok(unix.Close(fd))
+		c.close(fd)
 		c.holds(c.path("name"), "content!")
 	})
 	r.rule("an O_TMPFILE file gets a name by AT_EMPTY_PATH", func(c *check) {
