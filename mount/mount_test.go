@@ -18,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sys/unix"
 
+	"github.com/cairnfs/cairn/test/posix"
 	"github.com/cairnfs/cairn/volume"
 )
 
@@ -31,6 +32,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	posix.Child()
 	if role := os.Getenv(childRole); role != "" {
 		if err := child(role, os.Getenv(childArg)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
