@@ -25,20 +25,25 @@ import (
 // begins anew.
 
 var (
-	seedFlag  = flag.Uint64("seed", 0, "replay this seed of the random test only")
-	seedsFlag = flag.Uint64("seeds", 4, "how many seeds the random test runs")
+	seedFlag  = flag.Uint64("seed", 0, "replay this seed of the random tests only")
+	seedsFlag = flag.Uint64("seeds", 4, "how many seeds the random tests run")
 	stepsFlag = flag.Int("steps", 800/slowdown, "system calls for each seed of the random test")
 )
 
-func TestRandomCallsAnswerAsOnDisk(t *testing.T) {
-	seeds := []uint64{*seedFlag}
-	if *seedFlag == 0 {
-		seeds = nil
-		for s := range *seedsFlag {
-			seeds = append(seeds, s+1)
-		}
+// seeds returns the seeds to run.
+func seeds() []uint64 {
+	if *seedFlag != 0 {
+		return []uint64{*seedFlag}
 	}
-	for _, seed := range seeds {
+	var list []uint64
+	for s := range *seedsFlag {
+		list = append(list, s+1)
+	}
+	return list
+}
+
+func TestRandomCallsAnswerAsOnDisk(t *testing.T) {
+	for _, seed := range seeds() {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			w := &twins{t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 0)), trees: [2]string{t.TempDir(), t.TempDir()}}
 			w.vol, _ = openVolume(t, vfs.NewMem(), "node")

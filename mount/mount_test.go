@@ -49,6 +49,8 @@ func child(role, arg string) error {
 		return serveDirectory(arg)
 	case "map":
 		return writeMapped(arg)
+	case "files":
+		return testFiles(arg)
 	}
 	return errors.New("no such role")
 }

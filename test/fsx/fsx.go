@@ -40,13 +40,13 @@ type Options struct {
 	Refused []string
 	// Remount is called now and then while no file is open; it may unmount and
 	// mount. May be nil.
-	Remount func() error
+	Remount func() error `json:"-"`
 	// Replay is the command that performs the same again, to be told with a
 	// failure.
 	Replay string
 	// Log gets progress and, at the end, how often each operation was
 	// performed. Default: none.
-	Log *slog.Logger
+	Log *slog.Logger `json:"-"`
 }
 
 const (

@@ -50,7 +50,7 @@ var operations = []operation{
 }
 
 // remountOneIn is how rarely a remount takes the place of an operation.
-const remountOneIn = 1000
+const remountOneIn = 500
 
 func (t *tester) draw() operation {
 	if t.rnd.IntN(remountOneIn) == 0 {
