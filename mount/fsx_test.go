@@ -24,9 +24,6 @@ import (
 
 var opsFlag = flag.Int("ops", 3000/slowdown, "operations for each seed of the random test of one file")
 
-// notYet are operations that a mount does not support.
-var notYet = []string{"allocate", "allocate beyond the end", "punch hole", "zero range", "zero range within the size"}
-
 // TestFilesHoldWhatWasDoneToThem performs random operations on a file, mappings
 // included, and compares with a model. Now and then the volume is unmounted,
 // closed, opened and mounted.
@@ -42,7 +39,7 @@ func TestFilesHoldWhatWasDoneToThem(t *testing.T) {
 			server := mountVolume(t, vol, Options{})
 			dir := server.Mountpoint()
 			arg, err := json.Marshal(fsx.Options{
-				Dir: dir, Seed: seed, Ops: *opsFlag, Refused: notYet,
+				Dir: dir, Seed: seed, Ops: *opsFlag,
 				Replay: fmt.Sprintf("go test ./mount -run TestFilesHoldWhatWasDoneToThem -seed %d -ops %d", seed, *opsFlag),
 			})
 			ok(t, err)

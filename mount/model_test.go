@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,8 +29,6 @@ var (
 	seedsFlag = flag.Uint64("seeds", 4, "how many seeds the random tests run")
 	stepsFlag = flag.Int("steps", 800/slowdown, "system calls for each seed of the random test of calls")
 )
-
-var withoutFlag = flag.String("without", "", "leave these calls out")
 
 // seeds returns the seeds to run.
 func seeds() []uint64 {
@@ -163,9 +160,6 @@ func (w *twins) run() {
 		n := w.rnd.IntN(sum)
 		for _, c := range calls {
 			if n -= c.weight; n < 0 {
-				if slices.Contains(strings.Split(*withoutFlag, ","), c.name) {
-					break
-				}
 				w.user = 0
 				if os.Geteuid() == 0 && w.rnd.IntN(3) == 0 {
 					w.user = 1000 + w.rnd.IntN(2)
