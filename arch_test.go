@@ -25,6 +25,7 @@ var layers = map[string]int{
 	"index":         1,
 	"index/journal": 1,
 	"index/stamp":   0,
+	"test/fsx":      0,
 	"cas/mem":       1,
 	"cas/castest":   1,
 
@@ -51,7 +52,7 @@ var layers = map[string]int{
 }
 
 // testOnly are packages that only tests may import, from any layer.
-var testOnly = map[string]bool{"cas/castest": true, "cas/mem": true, "test/posix": true}
+var testOnly = map[string]bool{"cas/castest": true, "cas/mem": true, "test/fsx": true, "test/posix": true}
 
 // TestImportsGoDownTheLayers reads the imports of every Go file, whatever its
 // build constraints.

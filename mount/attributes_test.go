@@ -81,6 +81,7 @@ func TestWriteChangesTimes(t *testing.T) {
 		for _, change := range []func() error{
 			func() error { _, err := unix.Pwrite(fd, []byte("y"), 0); return err },
 			func() error { return unix.Ftruncate(fd, 10) },
+			func() error { return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, 10) },
 		} {
 			age(path)
 			ok(t, change())
@@ -249,9 +250,27 @@ func TestSetuidIsLostToOthers(t *testing.T) {
 			change func(fd int) error
 			want   uint32
 		}{
-			"write by root":    {func(fd int) error { _, err := unix.Pwrite(fd, []byte("y"), 0); return err }, 0o6777},
-			"truncate by root": {func(fd int) error { return unix.Ftruncate(fd, 1) }, 0o6777},
-			"chown":            {func(int) error { return unix.Chown(path, 0, 0) }, 0o777},
+			"write by root":         {func(fd int) error { _, err := unix.Pwrite(fd, []byte("y"), 0); return err }, 0o6777},
+			"truncate by root":      {func(fd int) error { return unix.Ftruncate(fd, 1) }, 0o6777},
+			"chown":                 {func(int) error { return unix.Chown(path, 0, 0) }, 0o777},
+			"chown that keeps both": {func(int) error { return unix.Chown(path, -1, -1) }, 0o777},
+			"fallocate": {func(fd int) (err error) {
+				asUser(t, 1000, 1000, func() { err = unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, 1) })
+				return err
+			}, 0o777},
+			"punched hole": {func(fd int) (err error) {
+				asUser(t, 1000, 1000, func() {
+					err = unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 1)
+				})
+				return err
+			}, 0o777},
+			"copy": {func(fd int) (err error) {
+				asUser(t, 1000, 1000, func() {
+					from, to := int64(0), int64(10)
+					_, err = unix.CopyFileRange(fd, &from, fd, &to, 1, 0)
+				})
+				return err
+			}, 0o777},
 			"write": {func(fd int) (err error) {
 				asUser(t, 1000, 1000, func() { _, err = unix.Pwrite(fd, []byte("y"), 0) })
 				return err

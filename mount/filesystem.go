@@ -237,7 +237,8 @@ func (fs *fileSystem) change(in *fuse.SetAttrIn) volume.SetAttr {
 			s.Mtime = now
 		}
 	}
-	s.KillPriv = in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_KILL_SUIDGID) != 0
+	// A chown that keeps user and group names no attribute, and does all else.
+	s.KillPriv = in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_KILL_SUIDGID) != 0 || in.Valid == 0
 	return s
 }
 

@@ -53,6 +53,8 @@ func child(role, arg string) error {
 		return writeMapped(arg)
 	case "lock":
 		return lockAsTold(arg)
+	case "files":
+		return testFiles(arg)
 	}
 	return errors.New("no such role")
 }

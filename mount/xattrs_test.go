@@ -19,7 +19,7 @@ import (
 // system's disk where that can hold it.
 
 // attributes lists the names of an inode's attributes.
-func attributes(t testing.TB, path string) []string {
+func listXattrs(t testing.TB, path string) []string {
 	t.Helper()
 	list := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, list)
@@ -51,7 +51,7 @@ func TestNamesOfAttributes(t *testing.T) {
 			if !errors.Is(err, want) {
 				t.Errorf("get %q: %v, want %v", name, err, want)
 			}
-			if listed := slices.Contains(attributes(t, path), name); listed != (want == nil) {
+			if listed := slices.Contains(listXattrs(t, path), name); listed != (want == nil) {
 				t.Errorf("%q is listed: %t", name, listed)
 			}
 			if err := unix.Removexattr(path, name); !errors.Is(err, want) {
@@ -142,7 +142,7 @@ func TestUserAttributesAreOfFilesAndDirectories(t *testing.T) {
 			ok(t, unix.Lsetxattr(path, "trusted.a", []byte("x"), 0))
 		}
 		ok(t, unix.Setxattr(link, "user.a", []byte("x"), 0)) // follows the link
-		if got := attributes(t, sub); !slices.Contains(got, "user.a") {
+		if got := listXattrs(t, sub); !slices.Contains(got, "user.a") {
 			t.Errorf("directory has attributes %q", got)
 		}
 	})
@@ -159,13 +159,13 @@ func TestTrustedAttributesAreForRoot(t *testing.T) {
 		for _, name := range []string{"trusted.a", "security.a", "user.a"} {
 			ok(t, unix.Setxattr(path, name, []byte("x"), 0))
 		}
-		if got := attributes(t, path); !slices.Contains(got, "trusted.a") {
+		if got := listXattrs(t, path); !slices.Contains(got, "trusted.a") {
 			t.Errorf("root sees %q", got)
 		}
 		asUser(t, 1000, 1000, func() {
 			none := [2]unix.CapUserData{} // this thread has no capability left
 			ok(t, unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]))
-			got := attributes(t, path)
+			got := listXattrs(t, path)
 			if slices.Contains(got, "trusted.a") || !slices.Contains(got, "security.a") || !slices.Contains(got, "user.a") {
 				t.Errorf("the owner sees %q", got)
 			}

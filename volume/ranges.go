@@ -45,7 +45,8 @@ func (f *file) zero(ctx context.Context, off, n int64, keepSize bool) error {
 // Allocate sees that there is space for [off, off+n), and that the file reaches
 // to off+n at least unless keepSize is set. The space is not set aside: blocks are
 // stored by their hash, so nobody knows beforehand which ones need any. That it
-// would suffice at present is what ErrNoSpace denies.
+// would suffice at present is what ErrNoSpace denies. The file counts as changed, as
+// on other file systems.
 func (h *Handle) Allocate(ctx context.Context, off, n int64, keepSize bool) error {
 	if off < 0 || n < 0 || off > maxSize-n {
 		return ErrTooBig
@@ -57,12 +58,9 @@ func (h *Handle) Allocate(ctx context.Context, off, n int64, keepSize bool) erro
 	if uint64(n) > usage.Avail {
 		return cas.ErrNoSpace
 	}
-	if keepSize {
-		return nil
-	}
 	f := h.f
 	return f.change(context.WithoutCancel(ctx), func() {
-		if end := off + n; end > f.size {
+		if end := off + n; end > f.size && !keepSize {
 			f.dirty.put(extent{off: f.size, n: end - f.size, kind: zeros})
 		}
 	})
