@@ -48,14 +48,14 @@ func TestRandomCallsAnswerAsOnDisk(t *testing.T) {
 			w := newTwins(t, seed)
 			store := vfs.NewMem()
 			vol, closeVolume := openVolume(t, store, "node")
-			server := mountVolume(t, vol, Options{Mountpoint: w.trees[0]})
+			server := mountVolume(t, vol, Options{Mountpoint: w.trees[0], Dev: true})
 			w.anew = func() {
 				ok(t, server.Unmount())
 				if w.rnd.IntN(2) == 0 {
 					closeVolume()
 					vol, closeVolume = openVolume(t, store, "node")
 				}
-				server = mountVolume(t, vol, Options{Mountpoint: w.trees[0]})
+				server = mountVolume(t, vol, Options{Mountpoint: w.trees[0], Dev: true})
 			}
 			w.run()
 		})

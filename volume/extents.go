@@ -66,6 +66,7 @@ type extents struct {
 	mem   int64                    // bytes of memory taken
 	bytes int64                    // bytes of written extents
 	refer int64                    // bytes of shared extents
+	holes int                      // extents of zeros
 	loose int64                    // bytes of written extents without a record
 }
 
@@ -82,10 +83,12 @@ func (m *extents) remove(e extent) {
 }
 
 func (m *extents) count(e extent, sign int64) {
-	if e.kind == shared {
+	switch e.kind {
+	case zeros:
+		m.holes += int(sign)
+		return
+	case shared:
 		m.refer += sign * e.n
-	}
-	if e.kind != written {
 		return
 	}
 	m.bytes += sign * e.n

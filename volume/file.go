@@ -287,17 +287,27 @@ func (f *file) attr(a *Attr) {
 	f.later.lay(a)
 }
 
-// allocated returns how many bytes are in none of the holes that are known, those
-// that hide others counted again. Called with mu held.
+// allocated returns how many bytes are in none of the holes that are known, and
+// rather too many: those that hide others are counted again, and a hole over a base
+// that has holes itself may be nothing new. Called with mu held.
 func (f *file) allocated() int64 {
 	n := f.base.length
-	if f.base.reader != nil {
+	solid := f.base.reader == nil || f.base.root.Holes == 0
+	if !solid {
 		n = max(n-f.base.root.Holes, 0)
 	}
 	for _, m := range []*extents{&f.dirty, &f.frozen} {
 		n += m.bytes + m.refer
+		if solid && m.holes > 0 {
+			m.each(0, f.base.length, func(e extent) bool {
+				if e.kind == zeros {
+					n -= min(e.end(), f.base.length) - e.off
+				}
+				return true
+			})
+		}
 	}
-	return n
+	return max(n, 0)
 }
 
 // clean reports whether the namespace knows everything about the file.

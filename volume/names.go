@@ -19,8 +19,12 @@ const CIDAttr = "user.cairn.cid"
 // names as well.
 func (v *Volume) Lookup(ctx context.Context, parent namespace.Ino, name string) (Attr, error) {
 	switch name {
-	case ".":
-		return v.GetAttr(ctx, parent)
+	case ".": // of a file handle, when nothing else knows the inode
+		a, err := v.GetAttr(ctx, parent)
+		if err == nil && a.Nlink == 0 {
+			return Attr{}, namespace.ErrNotFound
+		}
+		return a, err
 	case "..":
 		dir, err := v.o.State.Inode(parent)
 		if err != nil {
