@@ -51,7 +51,9 @@ func (w *twins) openDirectory() {
 		return fmt.Sprint(err)
 	})
 	if fds[0] >= 0 {
-		w.dirs = append(w.dirs, &openDir{fds: fds})
+		d := &openDir{fds: fds}
+		w.dirs = append(w.dirs, d)
+		w.list(d)
 	}
 }
 
@@ -78,8 +80,16 @@ func (w *twins) onDirectory(what string, call func(d *openDir, which int) string
 // listDirectory reads a directory from its beginning to its end, and leaves the
 // descriptors at the beginning.
 func (w *twins) listDirectory() {
+	if len(w.dirs) == 0 {
+		w.openDirectory()
+		return
+	}
+	w.list(w.dirs[w.rnd.IntN(len(w.dirs))])
+}
+
+func (w *twins) list(d *openDir) {
 	size := 100 + w.rnd.IntN(4000)
-	w.onDirectory("list", func(d *openDir, which int) string {
+	w.same(fmt.Sprint("list ", d.fds), func(_ string, which int) string {
 		d.stable, d.read[which] = make(map[string]bool), nil
 		list, err := listAll(d.fds[which], size)
 		for _, e := range list {
@@ -132,9 +142,6 @@ func readEntries(fd, size int) (entries []dirEntry, err error) {
 func (w *twins) readOn() {
 	size := 100 + w.rnd.IntN(700)
 	w.onDirectory("read on", func(d *openDir, which int) string {
-		if d.stable == nil {
-			return "was not listed yet"
-		}
 		entries, err := readEntries(d.fds[which], size)
 		d.read[which] = append(d.read[which], entries...)
 		times := make(map[string]int)

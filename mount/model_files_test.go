@@ -26,7 +26,11 @@ func (w *twins) openFile() {
 	}[w.rnd.IntN(6)]
 	flags |= []int{0, unix.O_CREAT, unix.O_CREAT, unix.O_CREAT | unix.O_EXCL, unix.O_TRUNC, unix.O_CREAT | unix.O_TRUNC}[w.rnd.IntN(6)]
 	flags |= []int{unix.O_NOFOLLOW, unix.O_NOFOLLOW, 0}[w.rnd.IntN(3)]
-	w.open(w.path(), flags, 0o666)
+	path := w.pathFor(false)
+	if w.rnd.IntN(3) == 0 {
+		path = "a" // so that files are open more than once
+	}
+	w.open(path, flags, 0o666)
 }
 
 // openTemporary opens a file without a name.
@@ -193,7 +197,7 @@ func (w *twins) linkFile() {
 	if len(w.files) == 0 {
 		return
 	}
-	fds, path := w.files[w.rnd.IntN(len(w.files))], w.path()
+	fds, path := w.files[w.rnd.IntN(len(w.files))], w.pathFor(false)
 	w.same(fmt.Sprintf("link %v to %s", fds, path), func(root string, which int) string {
 		fd := fmt.Sprint("/proc/self/fd/", fds[which])
 		return fmt.Sprint(unix.Linkat(unix.AT_FDCWD, fd, unix.AT_FDCWD, join(root, path), unix.AT_SYMLINK_FOLLOW))

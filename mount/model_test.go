@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,7 +199,7 @@ var calls = []struct {
 	{"mknod", 2, (*twins).makeNode},
 	{"symlink", 2, (*twins).makeSymlink},
 	{"link", 3, (*twins).makeLink},
-	{"unlink", 4, (*twins).unlink},
+	{"unlink", 7, (*twins).unlink},
 	{"rmdir", 3, (*twins).removeDirectory},
 	{"rename", 7, (*twins).rename},
 
@@ -264,7 +265,21 @@ func (w *twins) differ(mount, disk string) {
 var paths = strings.Fields("a b c d e f d/a d/b d/c d/e d/e/a d/e/b d/e/d d/e/d/a f/a f/b f/d f/d/a f/d/b e/a e/d m/a m/d m/d/a m/file01")
 
 // path draws a path. It may lead anywhere in the tree, or nowhere.
-func (w *twins) path() string {
+func (w *twins) path() string { return w.draw(paths) }
+
+// pathFor draws a path for a new directory, or for something else that is new:
+// mostly one of d, e, f for directories, so that there are some, and the other
+// names for others.
+func (w *twins) pathFor(dir bool) string {
+	if w.rnd.IntN(8) == 0 {
+		return w.path()
+	}
+	return w.draw(slices.DeleteFunc(slices.Clone(paths), func(path string) bool {
+		return strings.Contains("def", filepath.Base(path)) != dir
+	}))
+}
+
+func (w *twins) draw(paths []string) string {
 	path := paths[w.rnd.IntN(len(paths))]
 	if w.rnd.IntN(20) == 0 {
 		path = fmt.Sprintf("m/file%02d", w.rnd.IntN(fileCount))
