@@ -22,7 +22,8 @@ import (
 //   - A process that ends, however it does, closes its descriptors. If it waits
 //     for a lock, INTERRUPT comes first.
 
-// GetLk is F_GETLK and F_OFD_GETLK: it answers with a lock that is in the way. The
+// GetLk is F_GETLK and F_OFD_GETLK: it answers with a lock that is in the way, or
+// if it is asked for F_UNLCK, with one of the asker's own. The
 // process that it names is one more thing in which a lock of F_OFD_SETLK looks
 // like any other of fcntl(2); of a local file the kernel names none.
 func (fs *fileSystem) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
@@ -30,7 +31,11 @@ func (fs *fileSystem) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) f
 	if h == nil {
 		return fuse.EBADF
 	}
-	blocker, found, err := h.FindLock(lockOf(in))
+	find := h.FindLock
+	if in.Lk.Typ == syscall.F_UNLCK {
+		find = h.FindOwnLock
+	}
+	blocker, found, err := find(lockOf(in))
 	if err != nil {
 		return fs.fail("getlk", in.NodeId, "", err)
 	}

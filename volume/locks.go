@@ -54,6 +54,16 @@ func (h *Handle) FindLock(l Lock) (blocker Lock, found bool, err error) {
 	return blocker, found, nil
 }
 
+// FindOwnLock returns the first lock that l's owner has in the range of l.
+func (h *Handle) FindOwnLock(l Lock) (own Lock, found bool, err error) {
+	r, err := h.lockRequest(l)
+	if err != nil {
+		return Lock{}, false, err
+	}
+	own, found = h.f.v.locks.own(r)
+	return own, found, nil
+}
+
 // TryLock takes l. What its owner has in the same range becomes like l. Errors:
 // ErrWouldBlock, ErrTooManyLocks, ErrClosed.
 //

@@ -76,3 +76,20 @@ func TestClosingTheVolumeEndsWaits(t *testing.T) {
 	h.Release()
 	s.empty()
 }
+
+func TestOwnLocksAreFoundInTheirRange(t *testing.T) {
+	r := openRig(t, vfs.NewCrashableMem(), 0)
+	h := r.create("file")
+	r.must(h.TryLock(Lock{Start: 10, End: 19, Write: true, Owner: 1, PID: 7}))
+	for _, c := range []struct {
+		start, end, owner uint64
+		found             bool
+	}{{0, 9, 1, false}, {0, 10, 1, true}, {19, 30, 1, true}, {20, 30, 1, false}, {0, MaxLockEnd, 2, false}} {
+		l, found, err := h.FindOwnLock(Lock{Start: c.start, End: c.end, Owner: c.owner})
+		if err != nil || found != c.found || found && (l.Start != 10 || l.End != 19 || !l.Write || l.PID != 7) {
+			t.Errorf("%+v: %+v, %v, %v", c, l, found, err)
+		}
+	}
+	h.Release()
+	r.close()
+}

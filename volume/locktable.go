@@ -112,6 +112,20 @@ func (t *lockTable) find(r *lockRequest) (Lock, bool) {
 	return first, found
 }
 
+// own returns the first lock that the owner of r has in its range.
+func (t *lockTable) own(r *lockRequest) (Lock, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f := t.files[r.space]; f != nil {
+		for _, h := range f.owners[r.Owner] {
+			if h.start <= r.End && r.Start <= h.end {
+				return Lock{Start: h.start, End: h.end, Write: h.write, Flock: r.Flock, Owner: r.Owner, PID: h.pid}, true
+			}
+		}
+	}
+	return Lock{}, false
+}
+
 // try grants r or returns ErrWouldBlock, at once or after closingTime if what is
 // in the way may have gone with an open file.
 func (t *lockTable) try(r *lockRequest) error {
