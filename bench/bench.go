@@ -43,7 +43,7 @@
 //	              is cached; operations are entries, here and below
 //	create        create and close empty files
 //	find-cold     attributes of every entry of the tree, directory by directory,
-//	              not cached
+//	              just after the place was mounted anew
 //	find-warm     the same again
 //	read-tree     read every file of the tree, not cached
 //	rm            remove the tree, entry by entry, just after find
@@ -63,8 +63,9 @@
 // Not cached means by the kernel: the place is mounted anew, and the pages of the
 // files of the disk that hold its bytes are dropped, for our mount those of the
 // whole store. Names and attributes of files of the disk cannot be dropped
-// without dropping those of the whole machine, so native.find-cold is a warm one.
-// What this process has in memory stays.
+// without dropping those of the whole machine: native.find-cold is a warm one, and
+// the other places find theirs in the cache of the disk too. What this process has
+// in memory stays.
 //
 // # How
 //

@@ -80,12 +80,12 @@ func (r *rig) measureIn(ctx context.Context, p *place, reqs ...request) (sample,
 	return r.measureClient(ctx, reqs...)
 }
 
-// measureCold is measureIn with nothing of the place in the kernel's caches.
-func (r *rig) measureCold(ctx context.Context, p *place, req request) (sample, error) {
+// measureAfter is measureIn with the kernel's caches as forget leaves them.
+func (r *rig) measureAfter(ctx context.Context, p *place, forget func(context.Context) error, req request) (sample, error) {
 	if err := r.settle(ctx, p); err != nil {
 		return sample{}, err
 	}
-	if err := p.cool(ctx); err != nil {
+	if err := forget(ctx); err != nil {
 		return sample{}, err
 	}
 	return r.measureClient(ctx, req)
@@ -145,7 +145,7 @@ func compareFindCold(ctx context.Context, r *rig, p *place) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	return r.measureCold(ctx, p, request{Op: opFind, Path: tree, Count: r.entries()})
+	return r.measureAfter(ctx, p, p.remount, request{Op: opFind, Path: tree, Count: r.entries()})
 }
 
 func compareFindWarm(ctx context.Context, r *rig, p *place) (sample, error) {
@@ -162,7 +162,7 @@ func compareReadTree(ctx context.Context, r *rig, p *place) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	return r.measureCold(ctx, p, request{Op: opReadTree, Path: tree, Count: r.entries()})
+	return r.measureAfter(ctx, p, p.cool, request{Op: opReadTree, Path: tree, Count: r.entries()})
 }
 
 // compareRemove removes a tree that the kernel knows.
@@ -224,7 +224,7 @@ func compareRead(ctx context.Context, r *rig, p *place) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	return r.measureCold(ctx, p, request{Op: opRead, Path: file, Size: r.fileSize()})
+	return r.measureAfter(ctx, p, p.cool, request{Op: opRead, Path: file, Size: r.fileSize()})
 }
 
 func compareReadRandom(ctx context.Context, r *rig, p *place) (sample, error) {
@@ -232,7 +232,7 @@ func compareReadRandom(ctx context.Context, r *rig, p *place) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	return r.measureCold(ctx, p, request{Op: opReadRandom, Path: file, Size: r.fileSize(), Count: r.count(), Seed: r.newSeed()})
+	return r.measureAfter(ctx, p, p.cool, request{Op: opReadRandom, Path: file, Size: r.fileSize(), Count: r.count(), Seed: r.newSeed()})
 }
 
 func compareWriteRandom(ctx context.Context, r *rig, p *place) (sample, error) {

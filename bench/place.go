@@ -105,19 +105,21 @@ func (p *place) down() error {
 	return err
 }
 
-// cool makes the kernel forget what it has cached of the place: a mount is
-// mounted anew, and the pages of the files that keep its bytes are dropped. The
-// names and attributes of those files stay cached.
-func (p *place) cool(ctx context.Context) error {
+// remount makes the kernel forget what it has cached of a mount.
+func (p *place) remount(ctx context.Context) error {
 	if err := p.down(); err != nil {
 		return err
 	}
-	if p.disk != "" {
-		if err := dropCaches(p.disk); err != nil {
-			return err
-		}
-	}
 	return p.up(ctx)
+}
+
+// cool is remount, and the pages of the files that keep the place's bytes are
+// dropped. The names and attributes of those files stay cached.
+func (p *place) cool(ctx context.Context) error {
+	if err := p.remount(ctx); err != nil || p.disk == "" {
+		return err
+	}
+	return dropCaches(p.disk)
 }
 
 // dropCaches drops the pages of all files below a directory that are not dirty.
