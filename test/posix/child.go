@@ -56,7 +56,7 @@ func Child() {
 func (o order) obey() int {
 	tb := &childTB{}
 	found := false
-	r := &rules{dir: o.Dir, traits: o.Traits, run: func(name string, here bool, fn func(*check)) {
+	r := &rules{run: func(name string, here bool, fn func(*check)) {
 		if here || name != o.Rule {
 			return
 		}

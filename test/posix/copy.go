@@ -93,6 +93,9 @@ func copyRanges(r *rules) {
 		c.holds(c.path("to"), text[:2000]+"other"+text[2005:])
 		c.holds(c.path("from"), text[:1000]+"changed")
 	})
+}
+
+func copyOffsets(r *rules) {
 	r.rule("copy_file_range without offsets uses and moves those of the files", func(c *check) {
 		from, to := c.open(c.file("from", "0123456789"), unix.O_RDONLY), c.open(c.file("to", "abcdefghij"), unix.O_RDWR)
 		c.seek(from, 2)

@@ -75,9 +75,9 @@ func groups() []group {
 		{"attributes", []func(*rules){attrInode, attrLinks, attrBlocks, attrStatx}},
 		{"truncate", []func(*rules){truncateSizes, truncateRefuses, truncateTimes}},
 		{"read and write", []func(*rules){rwOffsets, rwEnds, rwAppend, rwVectors, rwFlags, rwSparse, rwLimits, rwRefuses}},
-		{"copy", []func(*rules){copyRanges, copyShort, copyRefuses, copySendfile, copySplice}},
+		{"copy", []func(*rules){copyRanges, copyOffsets, copyShort, copyRefuses, copySendfile, copySplice}},
 		{"fallocate", []func(*rules){fallocateGrows, fallocatePunches, fallocateZeroes, fallocateMoves, fallocateRefuses}},
-		{"seek", []func(*rules){seekOffsets, seekData, seekHoles}},
+		{"seek", []func(*rules){seekOffsets, seekData, seekHoles, seekPunched}},
 		{"lock", []func(*rules){lockRanges, lockFiles}},
 		{"mmap", []func(*rules){mmapShared, mmapPrivate, mmapEnds, mmapRefuses}},
 		{"directories", []func(*rules){dirEntries, dirPositions, dirMany, dirChanging}},
@@ -99,7 +99,7 @@ func Run(t *testing.T, dir string, traits Traits) {
 	}
 	for _, g := range groups() {
 		t.Run(g.name, func(t *testing.T) {
-			r := &rules{dir: dir, traits: traits, run: func(name string, here bool, fn func(*check)) {
+			r := &rules{run: func(name string, here bool, fn func(*check)) {
 				t.Run(name, func(t *testing.T) {
 					c := newCheck(t, dir, traits)
 					if here {
@@ -116,11 +116,10 @@ func Run(t *testing.T, dir string, traits Traits) {
 	}
 }
 
-// rules takes the rules of a group one after the other.
+// rules takes the rules of a group one after the other. run says whether a rule
+// is checked here, in this process.
 type rules struct {
-	dir    string
-	traits Traits
-	run    func(name string, here bool, fn func(*check))
+	run func(name string, here bool, fn func(*check))
 }
 
 // rule states a rule: fn fails c if it does not hold.
