@@ -180,15 +180,22 @@ func (w *twins) lockFile() {
 		w.onFile(fmt.Sprint("flock ", how), func(fd int) string { return fmt.Sprint(unix.Flock(fd, how|unix.LOCK_NB)) })
 		return
 	}
-	cmd := []int{unix.F_OFD_SETLK, unix.F_OFD_SETLK, unix.F_OFD_GETLK, unix.F_SETLK, unix.F_GETLK}[w.rnd.IntN(5)]
 	lock := unix.Flock_t{
 		Type:  []int16{unix.F_RDLCK, unix.F_WRLCK, unix.F_UNLCK}[w.rnd.IntN(3)],
 		Start: w.rnd.Int64N(5), Len: w.rnd.Int64N(4),
 	}
+	cmd := []int{unix.F_OFD_SETLK, unix.F_OFD_SETLK, unix.F_SETLK}[w.rnd.IntN(3)]
+	ask := lock.Type != unix.F_UNLCK && w.rnd.IntN(3) == 0
+	if ask {
+		cmd = []int{unix.F_OFD_GETLK, unix.F_GETLK}[w.rnd.IntN(2)]
+	}
 	w.onFile(fmt.Sprintf("fcntl %d %+v", cmd, lock), func(fd int) string {
 		lock := lock
 		err := unix.FcntlFlock(uintptr(fd), cmd, &lock)
-		return fmt.Sprintf("%v %+v", err, lock)
+		if ask { // which of several locks is named is not settled
+			return fmt.Sprint(err, " free: ", lock.Type == unix.F_UNLCK)
+		}
+		return fmt.Sprint(err)
 	})
 }
 
