@@ -151,13 +151,8 @@ func (t *tester) step() error {
 		f = t.files[1]
 	}
 	op := t.draw()
-	switch err := op.do(t, f); {
-	case err == nil:
-		t.done[op.name]++
-	case errors.Is(err, syscall.EOPNOTSUPP) && slices.Contains(t.o.Refused, op.name):
-		t.done[op.name+" refused"]++
-	default:
-		return fmt.Errorf("%s: %w", op.name, err)
+	if err := t.outcome(op.name, op.do(t, f)); err != nil {
+		return err
 	}
 	if t.disturb != nil {
 		t.disturb(op.name, f)
@@ -167,6 +162,19 @@ func (t *tester) step() error {
 	}
 	if t.op%t.every == 0 {
 		return t.compareAll()
+	}
+	return nil
+}
+
+// outcome counts the operation, and returns err unless it may be refused.
+func (t *tester) outcome(operation string, err error) error {
+	switch {
+	case err == nil:
+		t.done[operation]++
+	case errors.Is(err, syscall.EOPNOTSUPP) && slices.Contains(t.o.Refused, operation):
+		t.done[operation+" refused"]++
+	default:
+		return fmt.Errorf("%s: %w", operation, err)
 	}
 	return nil
 }
