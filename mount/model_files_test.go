@@ -185,7 +185,7 @@ func (w *twins) lockFile() {
 		Start: w.rnd.Int64N(5), Len: w.rnd.Int64N(4),
 	}
 	cmd := []int{unix.F_OFD_SETLK, unix.F_OFD_SETLK, unix.F_SETLK}[w.rnd.IntN(3)]
-	ask := lock.Type != unix.F_UNLCK && w.rnd.IntN(3) == 0
+	ask := w.rnd.IntN(3) == 0
 	if ask {
 		cmd = []int{unix.F_OFD_GETLK, unix.F_GETLK}[w.rnd.IntN(2)]
 	}

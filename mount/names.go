@@ -155,7 +155,6 @@ func (fs *fileSystem) list(in *fuse.ReadIn, add func(fuse.DirEntry) bool) error 
 			return nil
 		}
 	}
-	fs.accessed(in.NodeId)
 	cookie := off
 	if off <= afterDotDot {
 		off, cookie = afterDotDot, 0
