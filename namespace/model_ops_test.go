@@ -316,7 +316,6 @@ func (m *model) doInode(now int64, op Op) (Ino, error) {
 			n.Mode = mode
 		}
 	}
-	n.HasXattrs = len(n.xattrs) > 0
 	return n.Ino, nil
 }
 

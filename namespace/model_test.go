@@ -91,6 +91,7 @@ func (m *model) apply(index uint64, cmd *Command) (*model, []Inode, error) {
 		}
 		result := Inode{Ino: ino} // all that is left of a reaped one
 		if i := n.inodes[ino]; i != nil {
+			i.HasXattrs = len(i.xattrs) > 0
 			result = i.Inode
 		}
 		results = append(results, result)

@@ -198,8 +198,11 @@ func (n *Node) openDir(context.Context) error {
 	_, err := n.readConfig()
 	switch {
 	case errors.Is(err, ErrNoStore) && o.Create:
+		// Unless another process has made it a store since.
 		if err := checkEmpty(o.FS, o.Dir); err != nil {
-			return err
+			if _, still := n.readConfig(); still != nil {
+				return err
+			}
 		}
 		if err := makeDir(o.FS, o.Dir); err != nil {
 			return err
