@@ -115,12 +115,8 @@ func (v *Volume) setAttr(ctx context.Context, ino namespace.Ino, s SetAttr) erro
 		return err
 	}
 	defer v.release(f)
-	n, err := v.o.State.Inode(ino)
-	if err != nil {
+	if done, err := f.postpone(s); done || err != nil {
 		return err
-	}
-	if f.postpone(s, &n) {
-		return nil
 	}
 	if s.Valid&SetMtime == 0 {
 		if err := v.nameLater(ctx, ino); err != nil {
