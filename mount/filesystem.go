@@ -45,6 +45,7 @@ type fileSystem struct {
 	fuse.RawFileSystem
 
 	vol      *volume.Volume
+	server   *fuse.Server // from Init on
 	now      func() time.Time
 	log      *slog.Logger
 	handles  handles
@@ -72,6 +73,7 @@ func (fs *fileSystem) String() string { return fsName }
 
 // Init runs when the kernel has said what it can do, before the first request.
 func (fs *fileSystem) Init(s *fuse.Server) {
+	fs.server = s
 	able := s.KernelSettings().Flags64()
 	fs.keepsDirs = able&fuse.CAP_NO_OPENDIR_SUPPORT != 0
 	fs.saysKillSetGID = able&fuse.CAP_SETXATTR_EXT != 0

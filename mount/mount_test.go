@@ -51,6 +51,8 @@ func child(role, arg string) error {
 		return serveDirectory(arg)
 	case "map":
 		return writeMapped(arg)
+	case "dirty":
+		return holdDirty(arg)
 	case "lock":
 		return lockAsTold(arg)
 	case "files":

@@ -4,9 +4,12 @@ package mount
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/cairnfs/cairn/volume"
 )
 
 // Operations on ranges of open files. The kernel has written back and dropped the
@@ -32,7 +35,9 @@ func (fs *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.St
 	return fs.status("fallocate", in.NodeId, "", err)
 }
 
-// Lseek is lseek(2) with SEEK_DATA or SEEK_HOLE.
+// Lseek is lseek(2) with SEEK_DATA or SEEK_HOLE. Before data is said to begin further
+// on, the kernel is made to write what mappings have changed there: it does not by
+// itself, and who copies a file would leave that out.
 func (fs *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	h := fs.handles.get(in.Fh)
 	if h == nil {
@@ -41,12 +46,26 @@ func (fs *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.Lseek
 	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return fuse.EINVAL
 	}
-	off, err := h.Seek(context.Background(), int64(in.Offset), in.Whence == unix.SEEK_HOLE)
+	ctx, from := context.Background(), int64(in.Offset)
+	off, err := h.Seek(ctx, from, in.Whence == unix.SEEK_HOLE)
+	if in.Whence == unix.SEEK_DATA && (errors.Is(err, volume.ErrNoData) || err == nil && off > from) {
+		fs.writeBack(in.NodeId, from, max(off-from, 0))
+		off, err = h.Seek(ctx, from, false)
+	}
 	if err != nil {
 		return fs.fail("lseek", in.NodeId, "", err)
 	}
 	out.Offset = uint64(off)
 	return fuse.OK
+}
+
+// writeBack has the kernel write the pages of [off, off+n) that mappings have
+// changed, or all from off on if n is 0, and forget them. It returns when they are
+// written.
+func (fs *fileSystem) writeBack(ino uint64, off, n int64) {
+	if fs.server != nil {
+		fs.server.InodeNotify(ino, off, n) // fails if the kernel has nothing of the inode
+	}
 }
 
 // maxCopy is how many bytes one COPY_FILE_RANGE may answer for.

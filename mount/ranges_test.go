@@ -68,6 +68,41 @@ func TestHolesTakeNoSpace(t *testing.T) {
 	}
 }
 
+func TestDataOfAMappingThatIsNotWrittenYetIsNoHole(t *testing.T) {
+	path := filepath.Join(newMount(t), "file")
+	write(t, path, "")
+	ok(t, os.Truncate(path, 4*dirtyAt))
+	fd := openFile(t, path)
+	_, finish := startChild(t, "dirty", path)
+	if off, err := unix.Seek(fd, 0, unix.SEEK_DATA); err != nil || off > dirtyAt || off < dirtyAt-1<<20 {
+		t.Errorf("data at %d, %v; want %d", off, err, dirtyAt)
+	}
+	if off, err := unix.Seek(fd, 3*dirtyAt, unix.SEEK_DATA); err != unix.ENXIO {
+		t.Errorf("behind it there is data at %d, %v", off, err)
+	}
+	ok(t, finish())
+}
+
+// dirtyAt is where the child changes a mapping.
+const dirtyAt = 4 << 20
+
+// holdDirty is that child.
+func holdDirty(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	p, err := unix.Mmap(int(f.Fd()), 0, 2*dirtyAt, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	p[dirtyAt] = 'x'
+	ready()
+	untilParentIsDone()
+	return unix.Munmap(p)
+}
+
 func openFile(t *testing.T, path string) int {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

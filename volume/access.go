@@ -3,6 +3,8 @@ package volume
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -66,14 +68,29 @@ func (s *accesses) forget(ino namespace.Ino) {
 // nameAccesses brings the times that wait into the namespace.
 func (v *Volume) nameAccesses(ctx context.Context) error {
 	v.accesses.mu.Lock()
-	waiting := v.accesses.at
-	v.accesses.at = nil
+	inos := slices.Collect(maps.Keys(v.accesses.at))
 	v.accesses.mu.Unlock()
-	for ino, t := range waiting {
-		_, err := v.propose(ctx, &namespace.SetAttr{Ino: ino, Mask: namespace.AttrAccessed, Atime: t})
-		if err != nil && !errors.Is(err, namespace.ErrNotFound) {
+	for _, ino := range inos {
+		if err := v.nameAccess(ctx, ino); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// nameAccess is that of one inode. The lock is held all the while, so that a time
+// which is set comes after it, and not in between.
+func (v *Volume) nameAccess(ctx context.Context, ino namespace.Ino) error {
+	v.accesses.mu.Lock()
+	defer v.accesses.mu.Unlock()
+	t, ok := v.accesses.at[ino]
+	if !ok {
+		return nil
+	}
+	_, err := v.propose(ctx, &namespace.SetAttr{Ino: ino, Mask: namespace.AttrAccessed, Atime: t})
+	if err != nil && !errors.Is(err, namespace.ErrNotFound) {
+		return err
+	}
+	delete(v.accesses.at, ino)
 	return nil
 }

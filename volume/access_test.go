@@ -1,10 +1,14 @@
 package volume
 
 import (
+	"context"
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/namespace"
 )
 
 func TestReadsAreKnownOnceUntilTheFileChanges(t *testing.T) {
@@ -54,6 +58,30 @@ func TestReadsAreKnownOnceUntilTheFileChanges(t *testing.T) {
 	r.must(err)
 	if atime() != 5 {
 		t.Errorf("atime %d was set to 5", atime())
+	}
+	r.close()
+}
+
+func TestATimeOfAccessThatIsSetIsNotOvertakenByAnEarlierRead(t *testing.T) {
+	r := openRig(t, vfs.NewCrashableMem(), 0)
+	var inos []namespace.Ino
+	for i := range 500 {
+		h := r.create(fmt.Sprint(i))
+		h.Release()
+		r.Accessed(h.Ino())
+		inos = append(inos, h.Ino())
+	}
+	named := make(chan error)
+	go func() { named <- r.nameAccesses(context.Background()) }()
+	for _, ino := range inos {
+		_, err := r.SetAttr(t.Context(), ino, SetAttr{Valid: SetAtime, Atime: 1})
+		r.must(err)
+	}
+	r.must(<-named)
+	for _, ino := range inos {
+		if a, err := r.GetAttr(t.Context(), ino); err != nil || a.Atime != 1 {
+			t.Fatalf("inode %d was accessed at %d, %v", ino, a.Atime, err)
+		}
 	}
 	r.close()
 }

@@ -59,7 +59,7 @@ func attrOf(n *namespace.Inode) Attr {
 	return Attr{
 		Ino: n.Ino, Generation: n.Generation, Mode: n.Mode, Nlink: n.Nlink,
 		UID: n.UID, GID: n.GID, Rdev: n.Rdev,
-		Size: sizeOf(n), Blocks: blocks(allocated(n)),
+		Size: sizeOf(n), Blocks: blocks(allocated(n), sizeOf(n)),
 		Atime: n.Atime, Mtime: n.Mtime, Ctime: n.Ctime,
 		Version: n.Version, HasXattrs: n.HasXattrs,
 	}
@@ -77,7 +77,23 @@ func allocated(n *namespace.Inode) int64 {
 	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return sizeOf(n)
 	}
-	return max(n.Content.Length-n.Content.Holes, 0)
+	c := &n.Content
+	return outsideHoles(c.Length, c.TreeSize, c.Holes)
 }
 
-func blocks(size int64) int64 { return size/512 + min(size%512, 1) }
+// outsideHoles returns how many of the first length bytes of a tree are in none of
+// its holes, and rather too many: where the holes are is not known, so those of a
+// tree that was cut lie behind the cut, as far as they fit there.
+func outsideHoles(length, treeSize, holes int64) int64 {
+	behind := max(treeSize-length, 0)
+	return length - max(holes-behind, 0)
+}
+
+// blocks returns how many units of 512 bytes are taken by a file of the given size.
+// Unless it is empty it is one at least: archivers take a file without blocks for
+// one without data and do not look, and a mapping may hold some that only the
+// kernel knows of.
+func blocks(allocated, size int64) int64 {
+	allocated = max(allocated, min(size, 1))
+	return allocated/512 + min(allocated%512, 1)
+}

@@ -279,7 +279,7 @@ func (f *file) streamable() int64 {
 func (f *file) attr(a *Attr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a.Size, a.Blocks = f.size, blocks(min(f.allocated(), f.size))
+	a.Size, a.Blocks = f.size, blocks(min(f.allocated(), f.size), f.size)
 	if f.changed {
 		a.Mtime = f.mtime
 		a.Ctime = max(a.Ctime, f.ctime)
@@ -291,23 +291,21 @@ func (f *file) attr(a *Attr) {
 // rather too many: those that hide others are counted again, and a hole over a base
 // that has holes itself may be nothing new. Called with mu held.
 func (f *file) allocated() int64 {
-	n := f.base.length
-	solid := f.base.reader == nil || f.base.root.Holes == 0
-	if !solid {
-		n = max(n-f.base.root.Holes, 0)
+	n := outsideHoles(f.base.length, f.base.root.Size, f.base.root.Holes)
+	n += f.dirty.bytes + f.dirty.refer + f.frozen.bytes + f.frozen.refer
+	punched := &f.dirty // or what is frozen, but not the same bytes twice
+	if punched.holes == 0 {
+		punched = &f.frozen
 	}
-	for _, m := range []*extents{&f.dirty, &f.frozen} {
-		n += m.bytes + m.refer
-		if solid && m.holes > 0 {
-			m.each(0, f.base.length, func(e extent) bool {
-				if e.kind == zeros {
-					n -= min(e.end(), f.base.length) - e.off
-				}
-				return true
-			})
-		}
+	if f.base.root.Holes == 0 && punched.holes > 0 {
+		punched.each(0, f.base.length, func(e extent) bool {
+			if e.kind == zeros {
+				n -= min(e.end(), f.base.length) - e.off
+			}
+			return true
+		})
 	}
-	return max(n, 0)
+	return n
 }
 
 // clean reports whether the namespace knows everything about the file.

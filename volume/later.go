@@ -23,13 +23,19 @@ type later struct {
 }
 
 // postpone keeps s for later if the file is about to be committed anyway, and
-// reports whether it did. n is the namespace's record of the file, whose extended
-// attributes, if it has any, may have a say in what a change of mode means.
-func (f *file) postpone(s SetAttr, n *namespace.Inode) bool {
+// reports whether it did. If the file has extended attributes they may have a say
+// in what a change of mode means, so it does not.
+func (f *file) postpone(s SetAttr) (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.changed || f.orphan || f.base.reader != nil || f.err != nil || n.HasXattrs {
-		return false
+	if !f.changed || f.orphan || f.base.reader != nil || f.err != nil {
+		return false, nil
+	}
+	// With mu held, so that no mode is missed that is being named just now: it is
+	// in f.later until it is there.
+	n, err := f.v.o.State.Inode(f.ino)
+	if err != nil || n.HasXattrs {
+		return false, err
 	}
 	l := &f.later
 	was := n.Mode &^ syscall.S_IFMT
@@ -44,7 +50,7 @@ func (f *file) postpone(s SetAttr, n *namespace.Inode) bool {
 		mode = namespace.KillPriv(mode)
 	}
 	if s.Valid == 0 && mode == was {
-		return true
+		return true, nil
 	}
 	if mode != was {
 		l.mask, l.mode = l.mask|namespace.AttrMode, mode
@@ -65,7 +71,7 @@ func (f *file) postpone(s SetAttr, n *namespace.Inode) bool {
 	l.at = max(f.v.now(), f.ctime)
 	f.ctime = l.at
 	l.n++
-	return true
+	return true, nil
 }
 
 // lay puts the attributes over a.

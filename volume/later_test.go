@@ -3,6 +3,7 @@ package volume
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -129,4 +130,49 @@ func TestAttributesAreWhatWasSetLast(t *testing.T) {
 			r.close()
 		})
 	}
+}
+
+func TestAttributesSetDuringATruncateAreNamed(t *testing.T) {
+	r := openRig(t, vfs.NewCrashableMem(), 0)
+	h := r.create("file")
+	r.write(h, []byte("content"), 0)
+	_, err := r.SetAttr(t.Context(), h.Ino(), SetAttr{Valid: SetMode, Mode: 0o600})
+	r.must(err)
+	h.f.mu.Lock()
+	h.f.cut(0)
+	h.f.mu.Unlock()
+	r.must(h.Flush(t.Context()))
+	h.Release()
+	r.expectNothingHeld()
+	if n, err := r.state.Inode(h.Ino()); err != nil || n.Mode != syscall.S_IFREG|0o600 {
+		t.Errorf("mode %#o, %v", n.Mode, err)
+	}
+	r.close()
+}
+
+// Who writes takes setuid away from the mode that was set last, also at the moment
+// at which that is being named.
+func TestPrivilegesAreTakenFromTheModeThatIsBeingNamed(t *testing.T) {
+	r := openRig(t, vfs.NewCrashableMem(), 0)
+	h := r.create("file")
+	r.write(h, []byte("content"), 0)
+	_, err := r.SetAttr(t.Context(), h.Ino(), SetAttr{Valid: SetMode, Mode: 0o4711})
+	r.must(err)
+	killed := make(chan error)
+	h.f.mu.Lock()
+	go func() { killed <- r.setAttr(t.Context(), h.Ino(), SetAttr{KillPriv: true}) }()
+	for range 1000 {
+		runtime.Gosched()
+	}
+	_, err = r.propose(t.Context(), &namespace.SetAttr{Ino: h.Ino(), Mask: namespace.AttrMode, Mode: 0o4711})
+	h.f.later = later{n: h.f.later.n}
+	h.f.mu.Unlock()
+	r.must(err)
+	r.must(<-killed)
+	r.must(h.Flush(t.Context()))
+	h.Release()
+	if a, err := r.GetAttr(t.Context(), h.Ino()); err != nil || a.Mode != syscall.S_IFREG|0o711 {
+		t.Errorf("mode %#o, %v", a.Mode, err)
+	}
+	r.close()
 }

@@ -115,12 +115,8 @@ func (v *Volume) setAttr(ctx context.Context, ino namespace.Ino, s SetAttr) erro
 		return err
 	}
 	defer v.release(f)
-	n, err := v.o.State.Inode(ino)
-	if err != nil {
+	if done, err := f.postpone(s); done || err != nil {
 		return err
-	}
-	if f.postpone(s, &n) {
-		return nil
 	}
 	if s.Valid&SetMtime == 0 {
 		if err := v.nameLater(ctx, ino); err != nil {
@@ -249,11 +245,19 @@ func (v *Volume) Link(ctx context.Context, ino, parent namespace.Ino, name strin
 	return v.GetAttr(ctx, ino)
 }
 
+// named reports whether ino has a name by now. What orphaned and adopted were told
+// may have been undone by a command that was ordered later and told of earlier.
+// Called with v.mu held.
+func (v *Volume) named(ino namespace.Ino) bool {
+	n, err := v.o.State.Inode(ino)
+	return err == nil && n.Nlink > 0
+}
+
 // adopted notes that ino has a name, maybe after having had none.
 func (v *Volume) adopted(ino namespace.Ino) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if _, was := v.orphans[ino]; !was {
+	if _, was := v.orphans[ino]; !was || !v.named(ino) {
 		return
 	}
 	delete(v.orphans, ino)
@@ -306,6 +310,9 @@ func (v *Volume) orphaned(res namespace.Result, err error) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.named(res.Orphan) {
+		return
+	}
 	v.orphans[res.Orphan] = false
 	if f := v.files[res.Orphan]; f != nil {
 		f.mu.Lock()

@@ -240,7 +240,7 @@ func (s *seeker) tree(ctx context.Context, tree *manifest.Reader, start, to int6
 	if err != nil {
 		return err
 	}
-	s.at = min(start+off, to)
+	s.at = start + min(off, to-start) // the tree may be longer than what follows in any file
 	s.done = s.at < to
 	return nil
 }

@@ -72,8 +72,9 @@ func (f *file) cut(size int64) {
 		f.base.inline = slices.Clip(f.base.inline[:f.base.length])
 	}
 	f.size = size
-	if f.dirty.empty() && f.base.stream == nil && f.first == 0 {
-		// With records a commit is needed to tell a restart to pass them over.
+	if f.dirty.empty() && f.base.stream == nil && f.first == 0 && f.later.mask == 0 {
+		// With records a commit is needed to tell a restart to pass them over,
+		// and attributes may have been set meanwhile.
 		f.changed = false
 	}
 }

@@ -10,9 +10,9 @@ import (
 	"github.com/cairnfs/cairn/cas"
 )
 
-// waitingMax bounds the bytes of blocks that wait for space: what one write of a
-// stream can make, with room to spare.
-const waitingMax = 4 << 20
+// waitingMax bounds the bytes of blocks that wait for space: what one extent can
+// make that is appended to a stream, with room to spare.
+const waitingMax = maxExtent + 4<<20
 
 // waiting is a store that takes a block even when the store behind it is full,
 // and keeps it in memory until there is space. A tree that is being written
