@@ -64,7 +64,7 @@ type fileSystem struct {
 func newFileSystem(vol *volume.Volume, o Options) *fileSystem {
 	return &fileSystem{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), vol: vol, now: o.Now, log: o.Logger,
-		uid: o.UID, gid: o.GID, devices: o.Dev, relatime: o.Relatime,
+		uid: o.UID, gid: o.GID, devices: o.Dev, relatime: o.Relatime && !o.ReadOnly,
 	}
 }
 

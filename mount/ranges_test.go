@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/volume"
 )
 
 // What of operations on ranges the rules for any file system do not say.
@@ -122,6 +123,22 @@ func TestReadsSetTimesOfAccessIfAskedTo(t *testing.T) {
 		if got := stat(t, path).Atim.Sec != 1000; got != relatime {
 			t.Errorf("relatime %v: a read sets the time: %v", relatime, got)
 		}
+	}
+}
+
+func TestReadsOfAMountThatIsReadOnlySetNoTimes(t *testing.T) {
+	vol, _ := openVolume(t, vfs.NewMem(), "node")
+	_, h, err := vol.Create(t.Context(), namespace.RootIno, "file", 0o644, unix.O_RDWR, volume.Caller{})
+	ok(t, err)
+	_, err = h.Write(t.Context(), []byte("content"), 0)
+	ok(t, err)
+	h.Release()
+	_, err = vol.SetAttr(t.Context(), h.Ino(), volume.SetAttr{Valid: volume.SetAtime, Atime: 1e9})
+	ok(t, err)
+	path := filepath.Join(mountVolume(t, vol, Options{Relatime: true, ReadOnly: true}).Mountpoint(), "file")
+	wantContent(t, path, "content")
+	if a, err := vol.GetAttr(t.Context(), h.Ino()); err != nil || a.Atime != 1e9 {
+		t.Errorf("accessed at %d, %v", a.Atime, err)
 	}
 }
 

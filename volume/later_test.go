@@ -176,3 +176,25 @@ func TestPrivilegesAreTakenFromTheModeThatIsBeingNamed(t *testing.T) {
 	}
 	r.close()
 }
+
+// What is written to a file that was closed to others must not come back open to
+// them.
+func TestAModeIsNamedBeforeWhatIsWrittenAfterItIsSpilled(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	r := openRig(t, fs, 0)
+	h := r.create("file")
+	r.write(h, []byte("public"), 0)
+	_, err := r.SetAttr(t.Context(), h.Ino(), SetAttr{Valid: SetMode, Mode: 0o600})
+	r.must(err)
+	r.write(h, []byte("secret"), 0)
+	r.mem.Add(memoryMax)
+	r.write(h, []byte("more"), 10)
+	r.mem.Add(-memoryMax)
+	r.must(r.journal.Sync(t.Context()))
+	r, _ = r.powerLoss(fs)
+	r.expect(h.Ino(), []byte("secret"))
+	if a, err := r.GetAttr(t.Context(), h.Ino()); err != nil || a.Mode != syscall.S_IFREG|0o600 {
+		t.Errorf("mode %#o, %v", a.Mode, err)
+	}
+	r.close()
+}

@@ -66,9 +66,14 @@ func (h *Handle) Allocate(ctx context.Context, off, n int64, keepSize bool) erro
 	})
 }
 
-// change lets put change the dirty layer, with mu held.
+// change lets put change the dirty layer, with mu held. If it fails nothing has
+// changed, as the kernel believes, which keeps its pages then.
 func (f *file) change(ctx context.Context, put func()) error {
+	if err := f.foldMany(ctx); err != nil {
+		return err
+	}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	before := f.dirty.mem
 	put()
 	f.v.mem.Add(f.dirty.mem - before)
@@ -76,6 +81,12 @@ func (f *file) change(ctx context.Context, put func()) error {
 		f.size = max(f.size, end)
 	}
 	f.touch(f.v.now())
+	return nil
+}
+
+// foldMany folds the content if there are too many extents.
+func (f *file) foldMany(ctx context.Context) error {
+	f.mu.Lock()
 	many := f.dirty.byEnd.Len() > maxRanges
 	f.mu.Unlock()
 	if !many {

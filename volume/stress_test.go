@@ -206,7 +206,7 @@ func (s *stress) use(name string) {
 	defer h.Release()
 	for range 4 {
 		at := cell * s.rnd.Int64N(64)
-		switch s.rnd.IntN(14) {
+		switch s.rnd.IntN(18) {
 		case 0, 1, 2:
 			s.write(h, at, 1)
 		case 3:
@@ -237,6 +237,17 @@ func (s *stress) use(name string) {
 			h.f.move.Lock()
 			s.check(h.f.record(true))
 			h.f.move.Unlock()
+		case 12:
+			s.check(h.Zero(ctx, at, cell*s.rnd.Int64N(64), s.rnd.IntN(2) == 0))
+		case 13, 14:
+			s.copy(h, at)
+		case 15:
+			_, err := s.r.SetAttr(ctx, h.Ino(), SetAttr{Valid: SetMode, Mode: s.rnd.Uint32N(0o7777), KillPriv: s.rnd.IntN(2) == 0})
+			s.check(err)
+		case 16:
+			if _, err := h.Seek(ctx, at, s.rnd.IntN(2) == 0); !errors.Is(err, ErrNoData) {
+				s.check(err)
+			}
 		default:
 			s.read(h, at)
 		}
@@ -247,6 +258,32 @@ func (s *stress) write(h *Handle, at int64, cells int) {
 	p := bytes.Repeat([]byte{byte(s.rnd.IntN(255) + 1)}, cell*cells)
 	_, err := h.Write(s.r.t.Context(), p, at)
 	s.check(err)
+}
+
+// copy copies some cells to h, from any file, while others may do so the other way
+// round.
+func (s *stress) copy(h *Handle, at int64) {
+	ctx := s.r.t.Context()
+	a, err := s.r.Lookup(ctx, namespace.RootIno, fmt.Sprint("file", s.rnd.IntN(4)))
+	if err != nil {
+		s.check(err)
+		return
+	}
+	src, err := s.r.Open(ctx, a.Ino, syscall.O_RDWR)
+	if err != nil {
+		s.check(err)
+		return
+	}
+	defer src.Release()
+	n := cell * s.rnd.Int64N(32)
+	from := cell * s.rnd.Int64N(64)
+	if a.Ino == h.Ino() {
+		from = at + n // no overlap
+	}
+	if n > 0 {
+		_, err = h.CopyRange(ctx, at, src, from, n)
+		s.check(err)
+	}
 }
 
 func (s *stress) read(h *Handle, at int64) {
