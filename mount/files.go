@@ -15,16 +15,12 @@ import (
 
 // Operations on open files.
 
-// syncFlags of open(2) are kept from the volume: fcntl(2) cannot change them, but
-// pwritev2(2) can ask for the same, so they are taken from each WRITE.
-const syncFlags = syscall.O_SYNC | syscall.O_DSYNC
-
 // Create makes and opens a regular file that the kernel believes not to exist.
 // If it does, and the caller would take it as well, ESTALE makes the kernel look
 // the name up again and then open it: the check of permissions belongs to the
 // file there is.
 func (fs *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	a, h, err := fs.vol.Create(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Flags&^syncFlags, caller(&in.InHeader, in.Umask))
+	a, h, err := fs.vol.Create(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Flags, caller(&in.InHeader, in.Umask))
 	if err != nil {
 		if errors.Is(err, namespace.ErrExist) && in.Flags&syscall.O_EXCL == 0 {
 			return fuse.Status(syscall.ESTALE)
@@ -37,7 +33,7 @@ func (fs *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, 
 // Tmpfile is open(2) with O_TMPFILE: a file without a name, which the kernel lets
 // be linked unless O_EXCL is set as well.
 func (fs *fileSystem) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	a, h, err := fs.vol.Tmpfile(context.Background(), namespace.Ino(in.NodeId), in.Mode, in.Flags&^syncFlags, caller(&in.InHeader, in.Umask))
+	a, h, err := fs.vol.Tmpfile(context.Background(), namespace.Ino(in.NodeId), in.Mode, in.Flags, caller(&in.InHeader, in.Umask))
 	if err != nil {
 		return fs.fail("tmpfile", in.NodeId, "", err)
 	}
@@ -47,6 +43,7 @@ func (fs *fileSystem) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.Cr
 // created answers with a new file that is open.
 func (fs *fileSystem) created(a *volume.Attr, h *volume.Handle, flags uint32, out *fuse.CreateOut) fuse.Status {
 	if status := fs.opened(h, &out.OpenOut); status != fuse.OK {
+		fs.vol.Forget(a.Ino) // it may have no name, and the kernel does not know it
 		return status
 	}
 	if flags&syscall.O_ACCMODE == syscall.O_WRONLY {
@@ -61,7 +58,7 @@ func (fs *fileSystem) created(a *volume.Attr, h *volume.Handle, flags uint32, ou
 
 // Open opens a regular file, and truncates it if asked to.
 func (fs *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	h, err := fs.vol.Open(context.Background(), namespace.Ino(in.NodeId), in.Flags&^syncFlags)
+	h, err := fs.vol.Open(context.Background(), namespace.Ino(in.NodeId), in.Flags)
 	if err != nil {
 		return fs.fail("open", in.NodeId, "", err)
 	}
@@ -133,9 +130,9 @@ func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (in
 		}
 	}
 	n, err := h.Write(ctx, data, int64(in.Offset))
-	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
-		// Of the file or of this write alone (pwritev2). O_SYNC is
-		// O_DSYNC and one bit more.
+	if err == nil && in.Flags&syscall.O_DSYNC != 0 && !h.Syncs() {
+		// Asked for by this write alone (pwritev2). O_SYNC is O_DSYNC and
+		// one bit more.
 		err = h.Fsync(ctx, in.Flags&syscall.O_SYNC != syscall.O_SYNC)
 	}
 	return n, err

@@ -311,8 +311,8 @@ func (m *model) doInode(now int64, op Op) (Ino, error) {
 		if mode&0o010 != 0 {
 			mode &^= 0o2000
 		}
-		if _, caps := n.xattrs[securityCapability]; caps || mode != n.Mode {
-			delete(m.changed(now, n).xattrs, securityCapability)
+		if _, caps := n.xattrs[CapabilityAttr]; caps || mode != n.Mode {
+			delete(m.changed(now, n).xattrs, CapabilityAttr)
 			n.Mode = mode
 		}
 	}

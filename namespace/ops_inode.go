@@ -10,9 +10,9 @@ import (
 
 // Ops on inodes by number: attributes, content, extended attributes, reaping.
 
-// securityCapability is the attribute that holds a file's capabilities, which are
+// CapabilityAttr is the extended attribute that holds a file's capabilities, which are
 // privileges like setuid.
-const securityCapability = "security.capability"
+const CapabilityAttr = "security.capability"
 
 // check says whether c can be the content of a file of the given size.
 func (c *Content) check(size int64) error {
@@ -192,11 +192,11 @@ func (t *txn) killPriv(n *stagedInode) error {
 	if n.xattrNames == 0 {
 		return nil
 	}
-	v, err := t.xattr(n, securityCapability)
+	v, err := t.xattr(n, CapabilityAttr)
 	if err != nil || v.value == nil {
 		return err
 	}
-	return t.putXattr(n, v, securityCapability, nil)
+	return t.putXattr(n, v, CapabilityAttr, nil)
 }
 
 // xattr loads an extended attribute, which need not exist.

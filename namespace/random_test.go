@@ -152,7 +152,7 @@ func (g *generator) op() Op {
 	case n < 48:
 		return g.setACL()
 	case n < 50:
-		name := []string{"user.a", "user.b", "user.bb", securityCapability}[g.IntN(4)]
+		name := []string{"user.a", "user.b", "user.bb", CapabilityAttr}[g.IntN(4)]
 		return &SetXattr{Ino: g.ino(nil), Name: name, Value: []byte(g.name())[:g.IntN(3)], Flag: XattrFlag(g.IntN(6) / 2 % 3)}
 	case n < 52:
 		return &RemoveXattr{Ino: g.ino(nil), Name: []string{"user.a", "user.b", "user.bb", ACLAccess, ACLDefault}[g.IntN(5)]}

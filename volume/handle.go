@@ -36,12 +36,22 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := h.f.write(context.WithoutCancel(ctx), p, off, h.flags&syscall.O_APPEND != 0); err != nil {
 		return 0, err
 	}
-	if h.flags&(syscall.O_SYNC|syscall.O_DSYNC) != 0 {
-		if err := h.Fsync(ctx, h.flags&syscall.O_SYNC != syscall.O_SYNC); err != nil {
-			return 0, err
-		}
+	if err := h.changed(ctx); err != nil {
+		return 0, err
 	}
 	return len(p), nil
+}
+
+// Syncs reports whether the handle was opened with O_SYNC or O_DSYNC, so that each
+// change through it is durable on return.
+func (h *Handle) Syncs() bool { return h.flags&(syscall.O_SYNC|syscall.O_DSYNC) != 0 }
+
+// changed makes a change durable that was made through the handle, if it syncs.
+func (h *Handle) changed(ctx context.Context) error {
+	if !h.Syncs() {
+		return nil
+	}
+	return h.Fsync(ctx, h.flags&syscall.O_SYNC != syscall.O_SYNC)
 }
 
 // Flush runs at each close(2) of a descriptor. What streams is committed, what

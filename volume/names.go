@@ -146,8 +146,20 @@ func (v *Volume) setAttr(ctx context.Context, ino namespace.Ino, s SetAttr) erro
 // anybody but root does.
 func (v *Volume) KillPriv(ctx context.Context, ino namespace.Ino) error {
 	a, err := v.GetAttr(ctx, ino)
-	if err != nil || a.Mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 && !a.HasXattrs {
+	if err != nil {
 		return err
+	}
+	if a.Mode&(syscall.S_ISUID|syscall.S_ISGID) == 0 {
+		if !a.HasXattrs {
+			return nil
+		}
+		// A write by one who may not set privileges is no rare thing.
+		if _, err := v.o.State.Xattr(ino, namespace.CapabilityAttr); err != nil {
+			if errors.Is(err, namespace.ErrNoAttr) {
+				err = nil
+			}
+			return err
+		}
 	}
 	return v.setAttr(ctx, ino, SetAttr{KillPriv: true})
 }

@@ -25,7 +25,10 @@ const (
 // Zero makes [off, off+n) zeros, as a hole. With keepSize the file ends where it
 // did, else at off+n or behind it.
 func (h *Handle) Zero(ctx context.Context, off, n int64, keepSize bool) error {
-	return h.f.zero(context.WithoutCancel(ctx), off, n, keepSize)
+	if err := h.f.zero(context.WithoutCancel(ctx), off, n, keepSize); err != nil {
+		return err
+	}
+	return h.changed(ctx)
 }
 
 func (f *file) zero(ctx context.Context, off, n int64, keepSize bool) error {
@@ -51,19 +54,32 @@ func (h *Handle) Allocate(ctx context.Context, off, n int64, keepSize bool) erro
 	if off < 0 || n < 0 || off > maxSize-n {
 		return ErrTooBig
 	}
-	usage, err := h.f.v.o.Usage()
+	f := h.f
+	usage, err := f.v.o.Usage()
 	if err != nil {
 		return err
 	}
-	if uint64(n) > usage.Avail {
+	if uint64(f.lacks(off, n)) > usage.Avail {
 		return cas.ErrNoSpace
 	}
-	f := h.f
-	return f.change(context.WithoutCancel(ctx), func() {
+	err = f.change(context.WithoutCancel(ctx), func() {
 		if end := off + n; end > f.size && !keepSize {
 			f.dirty.put(extent{off: f.size, n: end - f.size, kind: zeros})
 		}
 	})
+	if err != nil {
+		return err
+	}
+	return h.changed(ctx)
+}
+
+// lacks returns how many of the n bytes from off on there are no bytes for: those
+// beyond the end, and before it no more than are in holes.
+func (f *file) lacks(off, n int64) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	within := max(0, min(n, f.size-off))
+	return n - within + min(within, f.size-min(f.allocated(), f.size))
 }
 
 // change lets put change the dirty layer, with mu held. If it fails nothing has
@@ -102,7 +118,14 @@ func (f *file) foldMany(ctx context.Context) error {
 // shared: the content of src is stored, and h refers to it. The two may be the same
 // file if the ranges do not overlap.
 func (h *Handle) CopyRange(ctx context.Context, off int64, src *Handle, srcOff, n int64) (int64, error) {
-	ctx = context.WithoutCancel(ctx)
+	n, err := h.copyRange(context.WithoutCancel(ctx), off, src, srcOff, n)
+	if err != nil {
+		return n, err
+	}
+	return n, h.changed(ctx)
+}
+
+func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, n int64) (int64, error) {
 	if off < 0 || srcOff < 0 || n < 0 || off > maxSize-n {
 		return 0, ErrTooBig
 	}
