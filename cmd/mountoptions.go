@@ -33,7 +33,7 @@ auto, noauto, user, users, owner, group, nofail, _netdev, comment=…, x-….`
 
 var (
 	errUnknownOption = errors.New("there is no such option")
-	errRemount       = errors.New("only the kernel can change a mount: use `mount -i -o remount,…`, or mount it again")
+	errRemount       = errors.New("only the kernel can change a mount: use `mount -i -o remount,nosuid,nodev,…`, since flags that are not named are dropped, or mount it again")
 )
 
 // mountOptions is what a list of options says.

@@ -43,7 +43,7 @@ func TestMountOptionsThatCannotBeKeptAreRefused(t *testing.T) {
 		"sync":           "fsync",
 		"dirsync":        "fsync",
 		"strictatime":    "use relatime",
-		"remount,ro":     "mount -i -o remount",
+		"remount,ro":     "mount -i -o remount,nosuid,nodev",
 		"uid":            "number of a user",
 		"uid=joe":        "number of a user",
 		"uid=-1":         "number of a user",

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/cairnfs/cairn/cas/segment"
 	"github.com/cairnfs/cairn/index/journal"
@@ -28,8 +29,12 @@ func (n *Node) openBlocks(context.Context) (err error) {
 // openJournal opens the journal such that it never makes a command durable whose
 // blocks are not: whoever syncs it also syncs commands of others.
 func (n *Node) openJournal(context.Context) (err error) {
+	var spare int64
+	if u, err := n.o.FS.GetDiskUsage(n.o.Dir); err == nil {
+		spare = int64(n.spare(u))
+	}
 	n.journal, err = journal.Open(journal.Options{
-		FS: n.o.FS, Dir: n.path(journalDir), FileSize: n.o.journalFile, Logger: n.o.Logger, Random: n.o.Random,
+		FS: n.o.FS, Dir: n.path(journalDir), FileSize: n.o.journalFile, Spare: spare, Logger: n.o.Logger, Random: n.o.Random,
 		SyncBlocks: func(ctx context.Context, mark uint64) error { return n.blocks.SyncTo(ctx, mark) },
 	})
 	return err
@@ -125,23 +130,39 @@ const (
 	reserveFraction = 50 // of the disk
 )
 
+// The space that names leave free in turn, for the index. Without it Pebble could
+// not write its memtables, commands would wait for that without end, and the
+// journal could not be trimmed: what is left suffices for all of them (128 MiB) and
+// for compactions. A small disk or reserve is not used up by it.
+const (
+	maxSpare          = 256 << 20
+	spareOfReserve    = 2 // the reserve by this
+	spareDiskFraction = 8 // of the disk
+)
+
+// reserve returns the disk space, in bytes, that blocks leave free.
+func (n *Node) reserve(u vfs.DiskUsage) uint64 {
+	if n.o.Reserve == 0 {
+		return max(minReserve, u.TotalBytes/reserveFraction)
+	}
+	return uint64(max(n.o.Reserve, 0))
+}
+
+// spare returns the disk space, in bytes, that the journal leaves free.
+func (n *Node) spare(u vfs.DiskUsage) uint64 {
+	return min(maxSpare, n.reserve(u)/spareOfReserve, u.TotalBytes/spareDiskFraction)
+}
+
 // usage says how full the disk is. What blocks must leave free is not available.
 func (n *Node) usage() (volume.Usage, error) {
 	u, err := n.o.FS.GetDiskUsage(n.o.Dir)
 	if err != nil {
 		return volume.Usage{}, err
 	}
-	var reserve uint64
-	switch {
-	case n.o.Reserve > 0:
-		reserve = uint64(n.o.Reserve)
-	case n.o.Reserve == 0:
-		reserve = max(minReserve, u.TotalBytes/reserveFraction)
-	}
 	return volume.Usage{
 		Total: u.TotalBytes,
 		Free:  u.TotalBytes - min(u.TotalBytes, u.UsedBytes),
-		Avail: u.AvailBytes - min(u.AvailBytes, reserve),
+		Avail: u.AvailBytes - min(u.AvailBytes, n.reserve(u)),
 	}, nil
 }
 

@@ -138,7 +138,13 @@ func (v *Volume) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := v.reap(ctx, orphans); err != nil {
+	for _, ino := range orphans {
+		v.orphans[ino] = true
+	}
+	// On a full disk they wait: what is stored is to be read all the same.
+	if err := v.reap(ctx, orphans); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		v.o.Logger.Warn("files without a name are removed when there is space", "files", len(orphans), "err", err)
+	} else if err != nil {
 		return err
 	}
 	ctx, v.stop = context.WithCancel(context.WithoutCancel(ctx))

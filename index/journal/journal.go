@@ -109,6 +109,10 @@ type Options struct {
 	Dir string
 	// FileSize is what a file may grow to, in bytes; 0 means DefaultFileSize.
 	FileSize int64
+	// Spare is the disk space, in bytes, that new files of the journal leave to
+	// others, above all to what is derived from it: an index that cannot be
+	// written ends with the journal being neither applied nor trimmed.
+	Spare int64
 	// BufferSize is how many bytes of records stay in memory at most; 0 means
 	// DefaultBufferSize. Records that are larger pass the buffer by.
 	BufferSize int

@@ -164,7 +164,10 @@ func (j *Journal) create(first Seq) (vfs.File, error) {
 // able to refuse it: on a full disk there is no new file, and Append says so.
 func (j *Journal) setAside(f vfs.File) (room int64, err error) {
 	for room = j.o.FileSize; ; room /= 2 {
-		err := f.Preallocate(0, room)
+		err := j.checkSpare(room)
+		if err == nil {
+			err = f.Preallocate(0, room)
+		}
 		switch {
 		case err == nil:
 			return room, nil
@@ -175,6 +178,19 @@ func (j *Journal) setAside(f vfs.File) (room int64, err error) {
 			return 0, fmt.Errorf("append to journal: %w", err)
 		}
 	}
+}
+
+// checkSpare returns ENOSPC if room more bytes on the disk would take of what is to
+// be left to others. A file system that cannot tell is taken to be large.
+func (j *Journal) checkSpare(room int64) error {
+	if j.o.Spare <= 0 {
+		return nil
+	}
+	u, err := j.o.FS.GetDiskUsage(j.o.Dir)
+	if err == nil && int64(u.AvailBytes)-room < j.o.Spare {
+		return fmt.Errorf("%w: the last %d MiB of the disk are for the index", syscall.ENOSPC, j.o.Spare>>20)
+	}
+	return nil
 }
 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
