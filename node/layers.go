@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/cairnfs/cairn/cas/segment"
+	"github.com/cairnfs/cairn/index"
 	"github.com/cairnfs/cairn/index/journal"
 	"github.com/cairnfs/cairn/index/stamp"
 	"github.com/cairnfs/cairn/namespace"
@@ -29,12 +30,8 @@ func (n *Node) openBlocks(context.Context) (err error) {
 // openJournal opens the journal such that it never makes a command durable whose
 // blocks are not: whoever syncs it also syncs commands of others.
 func (n *Node) openJournal(context.Context) (err error) {
-	var spare int64
-	if u, err := n.o.FS.GetDiskUsage(n.o.Dir); err == nil {
-		spare = int64(n.spare(u))
-	}
 	n.journal, err = journal.Open(journal.Options{
-		FS: n.o.FS, Dir: n.path(journalDir), FileSize: n.o.journalFile, Spare: spare, Logger: n.o.Logger, Random: n.o.Random,
+		FS: n.o.FS, Dir: n.path(journalDir), FileSize: n.o.journalFile, Spare: journalSpare, Logger: n.o.Logger, Random: n.o.Random,
 		SyncBlocks: func(ctx context.Context, mark uint64) error { return n.blocks.SyncTo(ctx, mark) },
 	})
 	return err
@@ -130,30 +127,39 @@ const (
 	reserveFraction = 50 // of the disk
 )
 
-// The space that names leave free in turn, for the index. Without it Pebble could
-// not write its memtables, commands would wait for that without end, and the
-// journal could not be trimmed: what is left suffices for all of them (128 MiB) and
-// for compactions. A small disk or reserve is not used up by it.
+// The space that is left free, whatever the reserve, when new content and new names stop.
+// Pebble must be able to write its memtables, 128 MiB at most, and to compact, else
+// commands wait for that without end: when less than low is left every command is
+// refused. A small disk is not used up by it, and has smaller memtables.
 const (
-	maxSpare          = 256 << 20
-	spareOfReserve    = 2 // the reserve by this
-	spareDiskFraction = 8 // of the disk
+	minFloor          = 256 << 20
+	floorDiskFraction = 8 // of the disk
+	low               = 192 << 20
+	lowDiskFraction   = 12
+	minMemTable       = 1 << 20
+	memTableFraction  = 128
+	journalSpare      = 8 << 20
 )
 
-// reserve returns the disk space, in bytes, that blocks leave free.
-func (n *Node) reserve(u vfs.DiskUsage) uint64 {
-	if n.o.Reserve == 0 {
-		return max(minReserve, u.TotalBytes/reserveFraction)
+// memTableBytes returns the size of the index's memtables, of which it has four.
+func (n *Node) memTableBytes() uint64 {
+	u, err := n.o.FS.GetDiskUsage(n.o.Dir)
+	if err != nil {
+		return 0 // the default
 	}
-	return uint64(max(n.o.Reserve, 0))
+	return min(index.DefaultMemTableBytes, max(minMemTable, u.TotalBytes/memTableFraction))
 }
 
-// spare returns the disk space, in bytes, that the journal leaves free.
-func (n *Node) spare(u vfs.DiskUsage) uint64 {
-	return min(maxSpare, n.reserve(u)/spareOfReserve, u.TotalBytes/spareDiskFraction)
+// floor returns the disk space, in bytes, that new content and new names leave free.
+func (n *Node) floor(u vfs.DiskUsage) uint64 {
+	reserve := uint64(max(n.o.Reserve, 0))
+	if n.o.Reserve == 0 {
+		reserve = max(minReserve, u.TotalBytes/reserveFraction)
+	}
+	return max(reserve, min(minFloor, u.TotalBytes/floorDiskFraction))
 }
 
-// usage says how full the disk is. What blocks must leave free is not available.
+// usage says how full the disk is. What must be left free is not available.
 func (n *Node) usage() (volume.Usage, error) {
 	u, err := n.o.FS.GetDiskUsage(n.o.Dir)
 	if err != nil {
@@ -162,7 +168,8 @@ func (n *Node) usage() (volume.Usage, error) {
 	return volume.Usage{
 		Total: u.TotalBytes,
 		Free:  u.TotalBytes - min(u.TotalBytes, u.UsedBytes),
-		Avail: u.AvailBytes - min(u.AvailBytes, n.reserve(u)),
+		Avail: u.AvailBytes - min(u.AvailBytes, n.floor(u)),
+		Low:   u.AvailBytes < min(low, u.TotalBytes/lowDiskFraction),
 	}, nil
 }
 

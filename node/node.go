@@ -310,7 +310,7 @@ func (n *Node) openIndex(context.Context) (err error) {
 		return err
 	}
 	o := index.Options{
-		FS: n.o.FS, Dir: n.path(indexDir), CacheBytes: n.o.CacheBytes, Logger: n.o.Logger, Random: n.o.Random,
+		FS: n.o.FS, Dir: n.path(indexDir), CacheBytes: n.o.CacheBytes, MemTableBytes: n.memTableBytes(), Logger: n.o.Logger, Random: n.o.Random,
 	}
 	n.index, err = index.Open(o)
 	if unreadable(err) {

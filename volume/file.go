@@ -222,6 +222,9 @@ func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
 // write puts p into the dirty layer at off, or at the end of the file if
 // atEnd, and returns once it is there.
 func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool) error {
+	if err := f.v.checkRoom(); err != nil {
+		return err
+	}
 	if err := f.v.admit(ctx, f); err != nil {
 		return err
 	}

@@ -165,6 +165,9 @@ func (v *Volume) KillPriv(ctx context.Context, ino namespace.Ino) error {
 }
 
 func (v *Volume) create(ctx context.Context, op *namespace.Create) (namespace.Inode, error) {
+	if err := v.checkRoom(); err != nil {
+		return namespace.Inode{}, err
+	}
 	res, err := v.propose(ctx, op)
 	if err != nil {
 		return namespace.Inode{}, err
@@ -218,6 +221,9 @@ func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, 
 // Tmpfile makes a regular file without a name and opens it. Link may give it one;
 // else it goes when it is closed.
 func (v *Volume) Tmpfile(ctx context.Context, parent namespace.Ino, mode, flags uint32, c Caller) (Attr, *Handle, error) {
+	if err := v.checkRoom(); err != nil {
+		return Attr{}, nil, err
+	}
 	res, err := v.propose(ctx, &namespace.Create{
 		Parent: parent, Unnamed: true, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})
@@ -250,6 +256,9 @@ func (v *Volume) Open(ctx context.Context, ino namespace.Ino, flags uint32) (*Ha
 
 // Link gives ino another name.
 func (v *Volume) Link(ctx context.Context, ino, parent namespace.Ino, name string) (Attr, error) {
+	if err := v.checkRoom(); err != nil {
+		return Attr{}, err
+	}
 	if _, err := v.propose(ctx, &namespace.Link{Ino: ino, Parent: parent, Name: name}); err != nil {
 		return Attr{}, err
 	}
@@ -393,7 +402,7 @@ func (v *Volume) SetXattr(ctx context.Context, ino namespace.Ino, name string, v
 	if name == CIDAttr {
 		return ErrReserved
 	}
-	if err := v.nameLater(ctx, ino); err != nil {
+	if err := errors.Join(v.checkRoom(), v.nameLater(ctx, ino)); err != nil {
 		return err
 	}
 	_, err := v.propose(ctx, &namespace.SetXattr{

@@ -129,6 +129,9 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 	if off < 0 || srcOff < 0 || n < 0 || off > maxSize-n {
 		return 0, ErrTooBig
 	}
+	if err := h.f.v.checkRoom(); err != nil {
+		return 0, err
+	}
 	if n < h.f.v.o.shareMin {
 		return h.f.copyBytes(ctx, off, src.f, srcOff, n)
 	}

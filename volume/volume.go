@@ -52,17 +52,21 @@ var (
 	ErrClosed = errors.New("volume is closed")
 )
 
-// Usage says how full the disk is that holds the blocks, in bytes.
-type Usage struct{ Total, Free, Avail uint64 }
+// Usage says how full the disk is that holds the blocks, in bytes. Low says that so
+// little is left that the index could not be written any more.
+type Usage struct {
+	Total, Free, Avail uint64
+	Low                bool
+}
 
 // Options are what a Volume stands on. Without a comment they are required.
 type Options struct {
 	Store   cas.Store
 	Format  manifest.Format
 	State   *namespace.State
-	Log     namespace.Log    // its Sync makes the blocks that commands refer to durable as well
-	Journal *journal.Journal // which Log.Sync makes durable, too
-	Usage   func() (Usage, error)
+	Log     namespace.Log         // its Sync makes the blocks that commands refer to durable as well
+	Journal *journal.Journal      // which Log.Sync makes durable, too
+	Usage   func() (Usage, error) // with Avail 0 only what makes space is taken
 
 	Now          func() time.Time // default time.Now
 	SyncInterval time.Duration    // default 5 s
@@ -87,6 +91,7 @@ type Volume struct {
 	accesses accesses
 	locks    *lockTable
 
+	room     room
 	mem      atomic.Int64 // dirty bytes in memory
 	buffers  buffers
 	writers  sync.Pool    // of *manifest.Writer, for files that are written at once
@@ -193,6 +198,9 @@ func (v *Volume) propose(ctx context.Context, ops ...namespace.Op) (namespace.Re
 }
 
 func (v *Volume) proposeAt(ctx context.Context, now int64, ops ...namespace.Op) (namespace.Result, error) {
+	if err := v.checkLow(); err != nil {
+		return namespace.Result{}, err
+	}
 	res, err := v.o.Log.Propose(ctx, &namespace.Command{Time: now, Ops: ops})
 	if err == nil {
 		err = res.Err
