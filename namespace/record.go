@@ -140,7 +140,7 @@ func (e *encoder) encodeInode(r *record) []byte {
 	if r.target != "" {
 		m.Target = []byte(r.target)
 	}
-	if r.contentLen > 0 || r.folded > 0 || r.root.Defined() {
+	if r.contentLen != 0 || r.treeSize != 0 || r.holes != 0 || r.folded > 0 || r.root.Defined() {
 		c := &e.content
 		c.Inline, c.TreeSize, c.Length, c.Folded = r.inline, uint64(r.treeSize), uint64(r.contentLen), r.folded
 		c.Holes = uint64(r.holes)
