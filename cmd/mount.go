@@ -90,7 +90,7 @@ mount.cairn the program mounts for mount(8) and /etc/fstab.
 	flags.StringArrayVarP(&lists, "options", "o", nil, "`OPTIONS` of the mount, see above; may be repeated")
 	flags.BoolVar(&allowOther, "allow-other", false, "let other users in, within the permissions of files; root always does")
 	flags.BoolVar(&readOnly, "read-only", false, "refuse every change to files, whatever -o says")
-	flags.Var(&m.reserve, "reserve", "disk space to leave free (default the larger of 1 GiB and 2 % of the disk)")
+	flags.Var(&m.reserve, "reserve", "disk space to leave free (default the larger of 1 GiB and 2 % of the disk; at least 256 MiB, or an eighth of a smaller one)")
 	flags.Lookup("reserve").DefValue = "0" // which help does not show
 	flags.BoolVar(&m.daemon, "daemon", false, "return when the mount is ready and serve it in the background")
 	flags.IntVar(&m.readyFD, readyFlag, 0, "")

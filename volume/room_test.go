@@ -69,3 +69,25 @@ func TestAFullDiskTakesWhatMakesSpace(t *testing.T) {
 	h.Release()
 	r.close()
 }
+
+// What was accepted survives a close on a disk on which nothing can be named.
+func TestACloseOnAFullDiskLosesNothingThatWasWritten(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	r := openRig(t, fs, 0)
+	h := r.create("file")
+	r.must(r.Sync(t.Context()))
+	r.write(h, []byte("accepted"), 0)
+	r.o.Usage = func() (Usage, error) { return Usage{Total: 1 << 30, Low: true}, nil }
+	r.room.asked.Store(0)
+	ino := h.Ino()
+	h.Release()
+	if err := r.Volume.Close(t.Context()); !errors.Is(err, cas.ErrNoSpace) {
+		t.Errorf("close: %v", err)
+	}
+	for _, stop := range []func() error{r.journal.Close, r.blocks.Close, r.db.Close} {
+		r.must(stop())
+	}
+	r = openRig(t, fs, 0)
+	r.expect(ino, []byte("accepted"))
+	r.close()
+}

@@ -175,7 +175,10 @@ func (v *Volume) Close(ctx context.Context) error {
 	errs := []error{v.nameAccesses(ctx)}
 	for _, f := range v.unclean() {
 		f.move.Lock()
-		errs = append(errs, f.commit(ctx))
+		if err := f.commit(ctx); err != nil {
+			// What cannot be named now is put back by the next start.
+			errs = append(errs, err, f.record(false))
+		}
 		f.move.Unlock()
 		v.release(f)
 	}
