@@ -21,6 +21,7 @@ const module = "github.com/cairnfs/cairn/"
 var layers = map[string]int{
 	"chunker": 0,
 	"cas":     0,
+	"p2p":     0,
 
 	"index":         1,
 	"index/journal": 1,
@@ -29,6 +30,13 @@ var layers = map[string]int{
 	"cas/mem":       1,
 	"cas/castest":   1,
 
+	"p2p/rpc":        1,
+	"p2p/memnet":     1,
+	"p2p/invite":     1,
+	"p2p/placement":  1,
+	"p2p/membership": 1,
+	"p2p/host":       2,
+
 	"cas/segment":  2,
 	"cas/manifest": 2,
 
@@ -36,7 +44,12 @@ var layers = map[string]int{
 	"namespace/namespacepb": 2,
 	"cas/tree":              3,
 
+	"cas/cache":    3,
+	"p2p/exchange": 3,
+	"p2p/replica":  4,
+
 	"namespace/solo": 4,
+	"namespace/raft": 4,
 	"volume":         4,
 
 	"mount": 5,
@@ -52,7 +65,7 @@ var layers = map[string]int{
 }
 
 // testOnly are packages that only tests may import, from any layer.
-var testOnly = map[string]bool{"cas/castest": true, "cas/mem": true, "test/fsx": true, "test/posix": true}
+var testOnly = map[string]bool{"cas/castest": true, "cas/mem": true, "p2p/memnet": true, "test/fsx": true, "test/posix": true}
 
 // TestImportsGoDownTheLayers reads the imports of every Go file, whatever its
 // build constraints.
