@@ -57,6 +57,17 @@ func (c *cache) init(o Options) {
 	})
 }
 
+// clear forgets everything. Nobody who began to read before may fill in what was
+// found: index is above all that the State had applied.
+func (c *cache) clear(index uint64) {
+	c.dentries.init(int(c.dentries.limit), c.dentries.evicted)
+	c.inodes.init(int(c.inodes.limit), c.inodes.evicted)
+	c.tails, c.tailBytes = make(map[Ino]tail), 0
+	for i := range c.stamps {
+		c.stamps[i] = index
+	}
+}
+
 // changed notes that the command with that index changed ino.
 func (c *cache) changed(ino Ino, index uint64) { c.stamps[ino%stampStripes] = index }
 
@@ -154,9 +165,7 @@ type slot[K comparable, V any] struct {
 const chunkSlots = 1 << 10
 
 func (c *clock[K, V]) init(limit int, evicted func(K)) {
-	c.at = make(map[K]int32)
-	c.limit = int32(max(1, min(limit, math.MaxInt32/2)))
-	c.evicted = evicted
+	*c = clock[K, V]{at: make(map[K]int32), limit: int32(max(1, min(limit, math.MaxInt32/2))), evicted: evicted}
 }
 
 func (c *clock[K, V]) slot(i int32) *slot[K, V] { return &c.chunks[i/chunkSlots][i%chunkSlots] }

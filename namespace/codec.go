@@ -15,7 +15,10 @@ import (
 // AppendBinary appends the command's bytes to b. The only error is ErrInvalid,
 // for an op that is nil.
 func (c *Command) AppendBinary(b []byte) ([]byte, error) {
-	m := namespacepb.Command{Time: c.Time, Ops: make([]*namespacepb.Op, len(c.Ops))}
+	m := namespacepb.Command{
+		Time: c.Time, Ops: make([]*namespacepb.Op, len(c.Ops)),
+		Session: uint64(c.Session), Seq: c.Seq, Acked: c.Acked,
+	}
 	ops := make([]namespacepb.Op, len(c.Ops))
 	for i, op := range c.Ops {
 		if op == nil {
@@ -34,7 +37,7 @@ func (c *Command) UnmarshalBinary(data []byte) error {
 	if err := unmarshal(data, &m); err != nil {
 		return fmt.Errorf("command: %w", err)
 	}
-	*c = Command{Time: m.Time, Ops: make([]Op, len(m.Ops))}
+	*c = Command{Time: m.Time, Ops: make([]Op, len(m.Ops)), Session: SessionID(m.Session), Seq: m.Seq, Acked: m.Acked}
 	for i, p := range m.Ops {
 		op, err := decodeOp(p)
 		if err != nil {
@@ -105,7 +108,10 @@ func decodeOp(p *namespacepb.Op) (Op, error) {
 		body = k.TrimHistory
 		op = &TrimHistory{Index: k.TrimHistory.GetIndex(), Time: k.TrimHistory.GetTime()}
 	default:
-		return nil, fmt.Errorf("%w: unknown op", ErrVersion)
+		body, op, err = decodeClusterOp(p)
+		if op == nil && err == nil {
+			return nil, fmt.Errorf("%w: unknown op", ErrVersion)
+		}
 	}
 	if err == nil && (hasUnknown(p) || hasUnknown(body)) {
 		err = fmt.Errorf("%w: unknown field of %T", ErrVersion, op)

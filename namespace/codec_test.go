@@ -10,6 +10,7 @@ import (
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/namespace/namespacepb"
+	"github.com/cairnfs/cairn/p2p"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
@@ -18,6 +19,7 @@ import (
 func everyOp() []Op {
 	content := Content{Inline: []byte{0, 255}, Root: cas.Sum(cas.DagPB, nil), TreeSize: 1, Length: -2, Holes: 3, Folded: 1<<64 - 1}
 	const name = "\xff\x00/"
+	member := p2p.Member{ID: name, Raft: 1, Name: name, Addrs: []string{name, "b"}, Role: 2, State: 3, Capacity: 1<<64 - 1}
 	return []Op{
 		&Create{Parent: 1, Name: name, Unnamed: true, Mode: 2, Umask: 9, UID: 3, GID: 4, Rdev: 5, Target: name, Content: &content, Size: -6},
 		&Link{Ino: 1<<64 - 1, Parent: 2, Name: name},
@@ -35,6 +37,16 @@ func everyOp() []Op {
 		&Snapshot{Name: name},
 		&DropSnapshot{Name: name},
 		&TrimHistory{Index: 1, Time: -2},
+		&FoundCluster{ID: "id", First: member},
+		&AddInvite{ID: InviteID{1}, Key: [32]byte{2}, Expires: -3, Uses: 4, Role: p2p.RoleClient, Peer: name},
+		&DropInvite{ID: InviteID{1}},
+		&Redeem{Invite: InviteID{1}, Member: member},
+		&SetMember{Member: member, Mask: 1<<32 - 1},
+		&RemoveMember{ID: name},
+		&SetCopies{Copies: 3},
+		&OpenSession{Peer: name},
+		&EndSession{Session: 1<<64 - 1},
+		&LockRange{Session: 1, Ino: 2, Kind: 255, Start: 3, End: 1<<64 - 1, Mode: 4},
 	}
 }
 
@@ -52,7 +64,7 @@ func TestCommandsSurviveEncoding(t *testing.T) {
 		}
 		ops = append(ops, reflect.New(v.Type()).Interface().(Op)) // all fields zero
 	}
-	for _, cmd := range []Command{{Time: -1, Ops: ops}, {Time: 1, Ops: []Op{}}} {
+	for _, cmd := range []Command{{Time: -1, Ops: ops}, {Time: 1, Ops: []Op{}}, {Ops: []Op{}, Session: 1, Seq: 2, Acked: 1<<64 - 1}} {
 		data, err := cmd.AppendBinary([]byte("kept"))
 		if err != nil {
 			t.Fatal(err)

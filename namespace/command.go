@@ -15,6 +15,15 @@ type Command struct {
 	// seen so far and so never moves backwards.
 	Time int64
 	Ops  []Op // at most MaxOps
+
+	// Session is who proposes, 0 in a group of one. The command is refused with
+	// ErrSession once that session has ended. Seq numbers the commands of a
+	// session: of two with the same number the second changes nothing and has
+	// the result of the first. The proposer knows the results of all commands
+	// below Acked, which are forgotten.
+	Session SessionID
+	Seq     uint64
+	Acked   uint64
 }
 
 // RefersToBlocks reports whether blocks must be stored for the command to count:

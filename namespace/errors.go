@@ -24,6 +24,18 @@ var (
 	ErrAccess       = errors.New("permission denied")                            // EACCES: a default access control list of a file
 	ErrConflict     = errors.New("content has changed since the base version")   // not for the kernel: rebase and retry
 	ErrLoop         = fmt.Errorf("%w: directory moved below itself", ErrInvalid) // EINVAL
+	ErrLocked       = errors.New("range is locked by another node")              // EAGAIN
+	ErrSession      = errors.New("session has ended")                            // EIO
+	ErrStale        = errors.New("command was proposed and answered before")     // not for the kernel: a late repetition
+	// Of members and invitations; not for the kernel.
+	ErrNoInvite      = errors.New("no such invitation: it was never given, revoked, or given by another cluster")
+	ErrInviteExpired = errors.New("invitation has expired")
+	ErrInviteUsed    = errors.New("invitation has been used")
+	ErrInviteBound   = errors.New("invitation is for another node")
+	ErrNoMember      = errors.New("no such member")
+	ErrMember        = errors.New("node is a member already")
+	ErrNoCluster     = errors.New("there is no cluster")
+	ErrCluster       = errors.New("there is a cluster already")
 	// ErrTrimmed says that the history of the instant asked for is gone.
 	ErrTrimmed = errors.New("history has been trimmed") // ESTALE
 )

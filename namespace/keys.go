@@ -24,6 +24,13 @@ const space = index.SpaceNamespace
 //	e ended key                  the same, in the order in which history is trimmed; no value
 //	k snapshot ended key         the same, once only that snapshot keeps it; no value
 //	g snapshot                   snapshot dropped, its k keys not yet looked through; no value
+//	c                            the cluster, once there is one
+//	C                            the configuration of the group that orders commands
+//	n peer                       member
+//	v id                         invitation
+//	S session                    session
+//	r session seq                result of a session's command
+//	l ino                        locks
 //	m                            counters and positions, rewritten by every command
 //	f                            format and hash key, written once
 //
@@ -42,6 +49,13 @@ const (
 	tagEnded    = 'e'
 	tagKept     = 'k'
 	tagDropped  = 'g'
+	tagCluster  = 'c'
+	tagGroup    = 'C'
+	tagMember   = 'n'
+	tagInvite   = 'v'
+	tagSession  = 'S'
+	tagOutcome  = 'r'
+	tagLocks    = 'l'
 	tagMeta     = 'm'
 	tagFormat   = 'f'
 )
@@ -133,6 +147,12 @@ func splitNumberKey(key []byte) (n uint64, rest []byte, ok bool) {
 		return 0, nil, false
 	}
 	return binary.BigEndian.Uint64(key[2:]), key[10:], true
+}
+
+func stringKey(tag byte, s string) []byte { return append(tagKey(nil, tag), s...) }
+
+func outcomeKey(b []byte, session SessionID, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(numberKey(b, tagOutcome, uint64(session)), seq)
 }
 
 // after returns the first key that does not begin with prefix, which must not

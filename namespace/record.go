@@ -105,6 +105,8 @@ type meta struct {
 	stats       Stats
 	trimmed     uint64
 	swept       uint64
+	position    Position
+	timeClaim   SessionID
 }
 
 // encoder turns records into bytes without allocating: it keeps one message of
@@ -164,6 +166,8 @@ func (e *encoder) encodeMeta(m *meta) []byte {
 	p := &e.meta
 	p.Applied, p.NextIno, p.LogTime, p.IndexedTime = m.applied, uint64(m.nextIno), m.logTime, m.indexedTime
 	p.Trimmed, p.Swept = m.trimmed, m.swept
+	p.Entry, p.EntryCommands, p.EntryTerm = m.position.Entry, m.position.Commands, m.position.Term
+	p.TimeClaim = uint64(m.timeClaim)
 	p.Files, p.Dirs, p.LogicalBytes = uint64(m.stats.Files), uint64(m.stats.Dirs), uint64(m.stats.LogicalBytes)
 	return e.marshal(p)
 }
@@ -234,7 +238,8 @@ func decodeMeta(b []byte) (meta, error) {
 	}
 	return meta{
 		applied: m.Applied, nextIno: Ino(m.NextIno), logTime: m.LogTime, indexedTime: m.IndexedTime,
-		trimmed: m.Trimmed, swept: m.Swept,
+		trimmed: m.Trimmed, swept: m.Swept, timeClaim: SessionID(m.TimeClaim),
+		position: Position{Entry: m.Entry, Commands: m.EntryCommands, Term: m.EntryTerm},
 		stats: Stats{Files: int64(m.Files), Dirs: int64(m.Dirs), LogicalBytes: int64(m.LogicalBytes)},
 	}, nil
 }

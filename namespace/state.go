@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/cairnfs/cairn/namespace/namespacepb"
+	"github.com/cairnfs/cairn/p2p"
 	"github.com/cockroachdb/pebble/v2"
 )
 
@@ -68,6 +69,10 @@ type State struct {
 	meta      meta
 	snapshots []uint64 // indexes of the snapshots, ascending
 	cache     cache
+	view      *p2p.View // nil without a cluster
+	sessions  map[SessionID]*session
+
+	observers []func(*Change) // set before use
 }
 
 // Open reads the namespace in db, or creates an empty one. Creating is not
@@ -103,6 +108,7 @@ func (s *State) setKey(k []byte) {
 // create writes the format, the root directory and the counters.
 func (s *State) create(key [16]byte) error {
 	s.setKey(key[:])
+	s.sessions = make(map[SessionID]*session)
 	s.meta.nextIno = RootIno + 1
 	root := record{attrs: attrs{ino: RootIno, mode: TypeDir | 0o755, nlink: 2, parent: RootIno}}
 	s.cache.putInode(&root).known = allKnown
@@ -134,8 +140,10 @@ func (s *State) load(format []byte) error {
 	if s.meta, err = decodeMeta(value); err != nil {
 		return err
 	}
-	s.snapshots, err = loadSnapshots(s.db)
-	return err
+	if s.snapshots, err = loadSnapshots(s.db); err != nil {
+		return err
+	}
+	return s.loadCluster()
 }
 
 // get returns a copy of the value of key.
@@ -235,12 +243,13 @@ func (p Prepared) Commit() error {
 	s.mu.Lock()
 	err := batch.Commit(pebble.NoSync)
 	if err == nil {
-		s.txn.publish()
+		err = s.txn.publish()
 	}
 	s.mu.Unlock()
 	if err != nil {
 		return s.fail(err)
 	}
+	s.tell(&s.txn)
 	return nil
 }
 

@@ -22,6 +22,8 @@ type txn struct {
 	index   uint64
 	now     int64 // the command's Time, for inodes
 	logTime int64 // for history
+	claim   SessionID
+	place   Position // of the command in the group's log; zero in a group of one
 	meta    meta
 	created Ino // what Created stands for
 	result  Result
@@ -34,6 +36,7 @@ type txn struct {
 	values    []*stagedValue
 	snapshots []uint64 // as of the command; shared with the State until changed
 	trim      trim
+	cluster   clusterTxn
 	keyBuf    []byte
 	histBuf   []byte
 }
@@ -68,7 +71,8 @@ func (t *txn) init(s *State) { t.s = s }
 
 func (t *txn) begin(index uint64, cmd *Command) {
 	t.meta, t.snapshots = t.s.meta, t.s.snapshots
-	t.index, t.now, t.logTime = index, cmd.Time, max(cmd.Time, t.meta.logTime)
+	t.index, t.now, t.place = index, cmd.Time, Position{}
+	t.logTime, t.claim = t.nextLogTime(cmd)
 	t.result = Result{Index: index}
 	t.failure = nil
 	t.drop()
@@ -81,6 +85,7 @@ func (t *txn) drop() {
 	clear(t.values)
 	t.values = t.values[:0]
 	t.trim = trim{}
+	t.cluster = clusterTxn{}
 }
 
 // run carries out the ops. A refused command is reduced to its index.
@@ -90,6 +95,13 @@ func (t *txn) run(cmd *Command) {
 		t.meta, t.snapshots = t.s.meta, t.s.snapshots
 		t.meta.applied = t.index
 		t.result = Result{Index: t.index, Err: err, FailedOp: op}
+	}
+	if cmd.Session != 0 {
+		if done := t.enterSession(cmd); done {
+			t.meta.applied = t.index
+			return
+		}
+		defer t.leaveSession(cmd)
 	}
 	if len(cmd.Ops) > MaxOps {
 		refuse(0, fmt.Errorf("%w: %d ops in a command", ErrInvalid, len(cmd.Ops)))
@@ -109,7 +121,7 @@ func (t *txn) run(cmd *Command) {
 			t.result.Inodes[i] = n.inode(n.tail)
 		}
 	}
-	t.meta.applied, t.meta.logTime = t.index, t.logTime
+	t.meta.applied, t.meta.logTime, t.meta.timeClaim = t.index, t.logTime, t.claim
 	for _, n := range t.inodes[:t.nInodes] {
 		if n.stored && n.dirty {
 			t.meta.stats.add(n.old.counts(), -1)
@@ -156,7 +168,7 @@ func (t *txn) do(op Op) (*stagedInode, error) {
 	case *TrimHistory:
 		return nil, t.trimHistory(op)
 	default:
-		return nil, fmt.Errorf("%w: no op", ErrInvalid)
+		return nil, t.doCluster(op)
 	}
 }
 
@@ -366,8 +378,11 @@ func (t *txn) write(b *pebble.Batch) error {
 	if err := t.trim.write(b); err != nil {
 		return err
 	}
-	if err := t.writeTime(b); err != nil {
+	if err := errors.Join(t.writeTime(b), t.writeOutcome(b)); err != nil {
 		return err
+	}
+	if t.place != (Position{}) {
+		t.meta.position = t.place
 	}
 	t.keyBuf = tagKey(t.keyBuf[:0], tagMeta)
 	return b.Set(t.keyBuf, t.s.enc.encodeMeta(&t.meta), nil)
@@ -451,7 +466,7 @@ func setOrDelete(b *pebble.Batch, key []byte, set bool, value []byte) error {
 
 // publish brings the State and its cache up to what was committed. The caller
 // holds State.mu.
-func (t *txn) publish() {
+func (t *txn) publish() error {
 	s, c := t.s, &t.s.cache
 	s.meta, s.snapshots = t.meta, t.snapshots
 	for _, n := range t.inodes[:t.nInodes] {
@@ -474,4 +489,5 @@ func (t *txn) publish() {
 			c.dentries.remove(e.key)
 		}
 	}
+	return t.publishCluster()
 }

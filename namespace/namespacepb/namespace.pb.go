@@ -578,16 +578,21 @@ func (x *Format) GetHashKey() []byte {
 
 // Meta is rewritten by every command.
 type Meta struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Applied       uint64                 `protobuf:"fixed64,1,opt,name=applied,proto3" json:"applied,omitempty"`
-	NextIno       uint64                 `protobuf:"fixed64,2,opt,name=next_ino,json=nextIno,proto3" json:"next_ino,omitempty"`
-	LogTime       int64                  `protobuf:"fixed64,3,opt,name=log_time,json=logTime,proto3" json:"log_time,omitempty"`
-	IndexedTime   int64                  `protobuf:"fixed64,4,opt,name=indexed_time,json=indexedTime,proto3" json:"indexed_time,omitempty"` // log time of the newest entry of the time index
-	Files         uint64                 `protobuf:"varint,5,opt,name=files,proto3" json:"files,omitempty"`
-	Dirs          uint64                 `protobuf:"varint,6,opt,name=dirs,proto3" json:"dirs,omitempty"`
-	LogicalBytes  uint64                 `protobuf:"fixed64,7,opt,name=logical_bytes,json=logicalBytes,proto3" json:"logical_bytes,omitempty"`
-	Trimmed       uint64                 `protobuf:"varint,8,opt,name=trimmed,proto3" json:"trimmed,omitempty"` // history that ended at or before this index may be gone
-	Swept         uint64                 `protobuf:"varint,9,opt,name=swept,proto3" json:"swept,omitempty"`     // history that ended before this index has been looked at
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Applied      uint64                 `protobuf:"fixed64,1,opt,name=applied,proto3" json:"applied,omitempty"`
+	NextIno      uint64                 `protobuf:"fixed64,2,opt,name=next_ino,json=nextIno,proto3" json:"next_ino,omitempty"`
+	LogTime      int64                  `protobuf:"fixed64,3,opt,name=log_time,json=logTime,proto3" json:"log_time,omitempty"`
+	IndexedTime  int64                  `protobuf:"fixed64,4,opt,name=indexed_time,json=indexedTime,proto3" json:"indexed_time,omitempty"` // log time of the newest entry of the time index
+	Files        uint64                 `protobuf:"varint,5,opt,name=files,proto3" json:"files,omitempty"`
+	Dirs         uint64                 `protobuf:"varint,6,opt,name=dirs,proto3" json:"dirs,omitempty"`
+	LogicalBytes uint64                 `protobuf:"fixed64,7,opt,name=logical_bytes,json=logicalBytes,proto3" json:"logical_bytes,omitempty"`
+	Trimmed      uint64                 `protobuf:"varint,8,opt,name=trimmed,proto3" json:"trimmed,omitempty"` // history that ended at or before this index may be gone
+	Swept        uint64                 `protobuf:"varint,9,opt,name=swept,proto3" json:"swept,omitempty"`     // history that ended before this index has been looked at
+	// Place in the group's log: the entry, and how many of its commands are applied.
+	Entry         uint64 `protobuf:"fixed64,10,opt,name=entry,proto3" json:"entry,omitempty"`
+	EntryCommands uint32 `protobuf:"varint,11,opt,name=entry_commands,json=entryCommands,proto3" json:"entry_commands,omitempty"`
+	EntryTerm     uint64 `protobuf:"fixed64,12,opt,name=entry_term,json=entryTerm,proto3" json:"entry_term,omitempty"`
+	TimeClaim     uint64 `protobuf:"varint,13,opt,name=time_claim,json=timeClaim,proto3" json:"time_claim,omitempty"` // session that alone claims a time far ahead of log_time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -685,10 +690,43 @@ func (x *Meta) GetSwept() uint64 {
 	return 0
 }
 
+func (x *Meta) GetEntry() uint64 {
+	if x != nil {
+		return x.Entry
+	}
+	return 0
+}
+
+func (x *Meta) GetEntryCommands() uint32 {
+	if x != nil {
+		return x.EntryCommands
+	}
+	return 0
+}
+
+func (x *Meta) GetEntryTerm() uint64 {
+	if x != nil {
+		return x.EntryTerm
+	}
+	return 0
+}
+
+func (x *Meta) GetTimeClaim() uint64 {
+	if x != nil {
+		return x.TimeClaim
+	}
+	return 0
+}
+
 type Command struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Time          int64                  `protobuf:"fixed64,1,opt,name=time,proto3" json:"time,omitempty"`
-	Ops           []*Op                  `protobuf:"bytes,2,rep,name=ops,proto3" json:"ops,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  int64                  `protobuf:"fixed64,1,opt,name=time,proto3" json:"time,omitempty"`
+	Ops   []*Op                  `protobuf:"bytes,2,rep,name=ops,proto3" json:"ops,omitempty"`
+	// Of a group of several: who proposed it, as which of its commands, and below
+	// which number the proposer has the results of all.
+	Session       uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Seq           uint64 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
+	Acked         uint64 `protobuf:"varint,5,opt,name=acked,proto3" json:"acked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -737,6 +775,27 @@ func (x *Command) GetOps() []*Op {
 	return nil
 }
 
+func (x *Command) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Command) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Command) GetAcked() uint64 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
 type Op struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -757,6 +816,16 @@ type Op struct {
 	//	*Op_Snapshot
 	//	*Op_DropSnapshot
 	//	*Op_TrimHistory
+	//	*Op_FoundCluster
+	//	*Op_AddInvite
+	//	*Op_DropInvite
+	//	*Op_Redeem
+	//	*Op_SetMember
+	//	*Op_RemoveMember
+	//	*Op_SetCopies
+	//	*Op_OpenSession
+	//	*Op_EndSession
+	//	*Op_LockRange
 	Kind          isOp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -943,6 +1012,96 @@ func (x *Op) GetTrimHistory() *TrimHistory {
 	return nil
 }
 
+func (x *Op) GetFoundCluster() *Cluster {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_FoundCluster); ok {
+			return x.FoundCluster
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAddInvite() *Invite {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_AddInvite); ok {
+			return x.AddInvite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDropInvite() *DropInvite {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_DropInvite); ok {
+			return x.DropInvite
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetRedeem() *Redeem {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_Redeem); ok {
+			return x.Redeem
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetSetMember() *SetMember {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_SetMember); ok {
+			return x.SetMember
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetRemoveMember() *RemoveMember {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_RemoveMember); ok {
+			return x.RemoveMember
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetSetCopies() *SetCopies {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_SetCopies); ok {
+			return x.SetCopies
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetOpenSession() *OpenSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_OpenSession); ok {
+			return x.OpenSession
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetEndSession() *EndSession {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_EndSession); ok {
+			return x.EndSession
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetLockRange() *LockRange {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_LockRange); ok {
+			return x.LockRange
+		}
+	}
+	return nil
+}
+
 type isOp_Kind interface {
 	isOp_Kind()
 }
@@ -1011,6 +1170,46 @@ type Op_TrimHistory struct {
 	TrimHistory *TrimHistory `protobuf:"bytes,16,opt,name=trim_history,json=trimHistory,proto3,oneof"`
 }
 
+type Op_FoundCluster struct {
+	FoundCluster *Cluster `protobuf:"bytes,17,opt,name=found_cluster,json=foundCluster,proto3,oneof"`
+}
+
+type Op_AddInvite struct {
+	AddInvite *Invite `protobuf:"bytes,18,opt,name=add_invite,json=addInvite,proto3,oneof"`
+}
+
+type Op_DropInvite struct {
+	DropInvite *DropInvite `protobuf:"bytes,19,opt,name=drop_invite,json=dropInvite,proto3,oneof"`
+}
+
+type Op_Redeem struct {
+	Redeem *Redeem `protobuf:"bytes,20,opt,name=redeem,proto3,oneof"`
+}
+
+type Op_SetMember struct {
+	SetMember *SetMember `protobuf:"bytes,21,opt,name=set_member,json=setMember,proto3,oneof"`
+}
+
+type Op_RemoveMember struct {
+	RemoveMember *RemoveMember `protobuf:"bytes,22,opt,name=remove_member,json=removeMember,proto3,oneof"`
+}
+
+type Op_SetCopies struct {
+	SetCopies *SetCopies `protobuf:"bytes,23,opt,name=set_copies,json=setCopies,proto3,oneof"`
+}
+
+type Op_OpenSession struct {
+	OpenSession *OpenSession `protobuf:"bytes,24,opt,name=open_session,json=openSession,proto3,oneof"`
+}
+
+type Op_EndSession struct {
+	EndSession *EndSession `protobuf:"bytes,25,opt,name=end_session,json=endSession,proto3,oneof"`
+}
+
+type Op_LockRange struct {
+	LockRange *LockRange `protobuf:"bytes,26,opt,name=lock_range,json=lockRange,proto3,oneof"`
+}
+
 func (*Op_Create) isOp_Kind() {}
 
 func (*Op_Link) isOp_Kind() {}
@@ -1042,6 +1241,26 @@ func (*Op_Snapshot) isOp_Kind() {}
 func (*Op_DropSnapshot) isOp_Kind() {}
 
 func (*Op_TrimHistory) isOp_Kind() {}
+
+func (*Op_FoundCluster) isOp_Kind() {}
+
+func (*Op_AddInvite) isOp_Kind() {}
+
+func (*Op_DropInvite) isOp_Kind() {}
+
+func (*Op_Redeem) isOp_Kind() {}
+
+func (*Op_SetMember) isOp_Kind() {}
+
+func (*Op_RemoveMember) isOp_Kind() {}
+
+func (*Op_SetCopies) isOp_Kind() {}
+
+func (*Op_OpenSession) isOp_Kind() {}
+
+func (*Op_EndSession) isOp_Kind() {}
+
+func (*Op_LockRange) isOp_Kind() {}
 
 type Create struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1971,6 +2190,969 @@ func (x *TrimHistory) GetTime() int64 {
 	return 0
 }
 
+// Cluster is the value of the cluster's key, and the op that founds it.
+type Cluster struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Copies        uint32                 `protobuf:"varint,3,opt,name=copies,proto3" json:"copies,omitempty"`
+	NextRaft      uint64                 `protobuf:"varint,4,opt,name=next_raft,json=nextRaft,proto3" json:"next_raft,omitempty"` // number for the next member
+	Generation    uint64                 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`             // grows when a new cluster is forced
+	First         *Member                `protobuf:"bytes,6,opt,name=first,proto3" json:"first,omitempty"`                        // of the op only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cluster) Reset() {
+	*x = Cluster{}
+	mi := &file_namespace_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cluster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cluster) ProtoMessage() {}
+
+func (x *Cluster) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
+func (*Cluster) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Cluster) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Cluster) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Cluster) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *Cluster) GetNextRaft() uint64 {
+	if x != nil {
+		return x.NextRaft
+	}
+	return 0
+}
+
+func (x *Cluster) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Cluster) GetFirst() *Member {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+// Member is the value of a member's key; what the key says (id) is in ops only.
+type Member struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Raft          uint64                 `protobuf:"varint,2,opt,name=raft,proto3" json:"raft,omitempty"`
+	Name          []byte                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Addrs         [][]byte               `protobuf:"bytes,4,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	Role          uint32                 `protobuf:"varint,5,opt,name=role,proto3" json:"role,omitempty"`
+	State         uint32                 `protobuf:"varint,6,opt,name=state,proto3" json:"state,omitempty"`
+	Capacity      uint64                 `protobuf:"varint,7,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	Invite        []byte                 `protobuf:"bytes,8,opt,name=invite,proto3" json:"invite,omitempty"` // that it was admitted by
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_namespace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Member) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Member) GetRaft() uint64 {
+	if x != nil {
+		return x.Raft
+	}
+	return 0
+}
+
+func (x *Member) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Member) GetAddrs() [][]byte {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+func (x *Member) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *Member) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *Member) GetCapacity() uint64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *Member) GetInvite() []byte {
+	if x != nil {
+		return x.Invite
+	}
+	return nil
+}
+
+// Invite is the value of an invitation's key; its id is in ops only.
+type Invite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"` // Ed25519
+	Expires       int64                  `protobuf:"fixed64,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	Uses          uint32                 `protobuf:"varint,4,opt,name=uses,proto3" json:"uses,omitempty"` // left
+	Role          uint32                 `protobuf:"varint,5,opt,name=role,proto3" json:"role,omitempty"`
+	Peer          []byte                 `protobuf:"bytes,6,opt,name=peer,proto3" json:"peer,omitempty"` // who alone may redeem it, empty: anyone
+	Redeemed      [][]byte               `protobuf:"bytes,7,rep,name=redeemed,proto3" json:"redeemed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Invite) Reset() {
+	*x = Invite{}
+	mi := &file_namespace_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Invite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Invite) ProtoMessage() {}
+
+func (x *Invite) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Invite.ProtoReflect.Descriptor instead.
+func (*Invite) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Invite) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Invite) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Invite) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *Invite) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *Invite) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *Invite) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Invite) GetRedeemed() [][]byte {
+	if x != nil {
+		return x.Redeemed
+	}
+	return nil
+}
+
+type DropInvite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropInvite) Reset() {
+	*x = DropInvite{}
+	mi := &file_namespace_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropInvite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropInvite) ProtoMessage() {}
+
+func (x *DropInvite) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropInvite.ProtoReflect.Descriptor instead.
+func (*DropInvite) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DropInvite) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+type Redeem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Invite        []byte                 `protobuf:"bytes,1,opt,name=invite,proto3" json:"invite,omitempty"`
+	Member        *Member                `protobuf:"bytes,2,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redeem) Reset() {
+	*x = Redeem{}
+	mi := &file_namespace_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redeem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redeem) ProtoMessage() {}
+
+func (x *Redeem) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redeem.ProtoReflect.Descriptor instead.
+func (*Redeem) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Redeem) GetInvite() []byte {
+	if x != nil {
+		return x.Invite
+	}
+	return nil
+}
+
+func (x *Redeem) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+type SetMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Member        *Member                `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
+	Mask          uint32                 `protobuf:"varint,2,opt,name=mask,proto3" json:"mask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMember) Reset() {
+	*x = SetMember{}
+	mi := &file_namespace_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMember) ProtoMessage() {}
+
+func (x *SetMember) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
+func (*SetMember) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SetMember) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+func (x *SetMember) GetMask() uint32 {
+	if x != nil {
+		return x.Mask
+	}
+	return 0
+}
+
+type RemoveMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMember) Reset() {
+	*x = RemoveMember{}
+	mi := &file_namespace_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMember) ProtoMessage() {}
+
+func (x *RemoveMember) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMember.ProtoReflect.Descriptor instead.
+func (*RemoveMember) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RemoveMember) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+type SetCopies struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Copies        uint32                 `protobuf:"varint,1,opt,name=copies,proto3" json:"copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetCopies) Reset() {
+	*x = SetCopies{}
+	mi := &file_namespace_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetCopies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetCopies) ProtoMessage() {}
+
+func (x *SetCopies) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetCopies.ProtoReflect.Descriptor instead.
+func (*SetCopies) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SetCopies) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+type OpenSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          []byte                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenSession) Reset() {
+	*x = OpenSession{}
+	mi := &file_namespace_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenSession) ProtoMessage() {}
+
+func (x *OpenSession) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
+func (*OpenSession) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *OpenSession) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+type EndSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndSession) Reset() {
+	*x = EndSession{}
+	mi := &file_namespace_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndSession) ProtoMessage() {}
+
+func (x *EndSession) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
+func (*EndSession) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EndSession) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+// LockRange sets what a session holds of a range.
+type LockRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	Kind          uint32                 `protobuf:"varint,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Start         uint64                 `protobuf:"varint,4,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,5,opt,name=end,proto3" json:"end,omitempty"` // last byte
+	Mode          uint32                 `protobuf:"varint,6,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockRange) Reset() {
+	*x = LockRange{}
+	mi := &file_namespace_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockRange) ProtoMessage() {}
+
+func (x *LockRange) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockRange.ProtoReflect.Descriptor instead.
+func (*LockRange) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *LockRange) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *LockRange) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *LockRange) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *LockRange) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *LockRange) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *LockRange) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+// Session is the value of a session's key.
+type Session struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          []byte                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Acked         uint64                 `protobuf:"varint,2,opt,name=acked,proto3" json:"acked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_namespace_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Session) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Session) GetAcked() uint64 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+// Outcome is the value of the key of a command's result.
+type Outcome struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Error         uint32                 `protobuf:"varint,2,opt,name=error,proto3" json:"error,omitempty"`
+	ErrorText     []byte                 `protobuf:"bytes,3,opt,name=error_text,json=errorText,proto3" json:"error_text,omitempty"`
+	FailedOp      uint32                 `protobuf:"varint,4,opt,name=failed_op,json=failedOp,proto3" json:"failed_op,omitempty"`
+	Inodes        []uint64               `protobuf:"varint,5,rep,packed,name=inodes,proto3" json:"inodes,omitempty"`
+	Orphan        uint64                 `protobuf:"varint,6,opt,name=orphan,proto3" json:"orphan,omitempty"`
+	Replaced      uint64                 `protobuf:"varint,7,opt,name=replaced,proto3" json:"replaced,omitempty"`
+	More          bool                   `protobuf:"varint,8,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outcome) Reset() {
+	*x = Outcome{}
+	mi := &file_namespace_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outcome) ProtoMessage() {}
+
+func (x *Outcome) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
+func (*Outcome) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Outcome) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Outcome) GetError() uint32 {
+	if x != nil {
+		return x.Error
+	}
+	return 0
+}
+
+func (x *Outcome) GetErrorText() []byte {
+	if x != nil {
+		return x.ErrorText
+	}
+	return nil
+}
+
+func (x *Outcome) GetFailedOp() uint32 {
+	if x != nil {
+		return x.FailedOp
+	}
+	return 0
+}
+
+func (x *Outcome) GetInodes() []uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return nil
+}
+
+func (x *Outcome) GetOrphan() uint64 {
+	if x != nil {
+		return x.Orphan
+	}
+	return 0
+}
+
+func (x *Outcome) GetReplaced() uint64 {
+	if x != nil {
+		return x.Replaced
+	}
+	return 0
+}
+
+func (x *Outcome) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+// Locks is the value of the key of an inode's locks.
+type Locks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Locks         []*Lock                `protobuf:"bytes,1,rep,name=locks,proto3" json:"locks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Locks) Reset() {
+	*x = Locks{}
+	mi := &file_namespace_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Locks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Locks) ProtoMessage() {}
+
+func (x *Locks) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Locks.ProtoReflect.Descriptor instead.
+func (*Locks) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Locks) GetLocks() []*Lock {
+	if x != nil {
+		return x.Locks
+	}
+	return nil
+}
+
+type Lock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Start         uint64                 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,4,opt,name=end,proto3" json:"end,omitempty"`
+	Mode          uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lock) Reset() {
+	*x = Lock{}
+	mi := &file_namespace_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lock) ProtoMessage() {}
+
+func (x *Lock) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lock.ProtoReflect.Descriptor instead.
+func (*Lock) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Lock) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Lock) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Lock) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Lock) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *Lock) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
 var File_namespace_proto protoreflect.FileDescriptor
 
 const file_namespace_proto_rawDesc = "" +
@@ -2023,7 +3205,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x10R\x04time\"#\n" +
 	"\x06Format\x12\x19\n" +
-	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\xf8\x01\n" +
+	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\xf3\x02\n" +
 	"\x04Meta\x12\x18\n" +
 	"\aapplied\x18\x01 \x01(\x06R\aapplied\x12\x19\n" +
 	"\bnext_ino\x18\x02 \x01(\x06R\anextIno\x12\x19\n" +
@@ -2033,10 +3215,20 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04dirs\x18\x06 \x01(\x04R\x04dirs\x12#\n" +
 	"\rlogical_bytes\x18\a \x01(\x06R\flogicalBytes\x12\x18\n" +
 	"\atrimmed\x18\b \x01(\x04R\atrimmed\x12\x14\n" +
-	"\x05swept\x18\t \x01(\x04R\x05swept\"G\n" +
+	"\x05swept\x18\t \x01(\x04R\x05swept\x12\x14\n" +
+	"\x05entry\x18\n" +
+	" \x01(\x06R\x05entry\x12%\n" +
+	"\x0eentry_commands\x18\v \x01(\rR\rentryCommands\x12\x1d\n" +
+	"\n" +
+	"entry_term\x18\f \x01(\x06R\tentryTerm\x12\x1d\n" +
+	"\n" +
+	"time_claim\x18\r \x01(\x04R\ttimeClaim\"\x89\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x10R\x04time\x12(\n" +
-	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\"\xb0\a\n" +
+	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12\x10\n" +
+	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05acked\x18\x05 \x01(\x04R\x05acked\"\xbc\f\n" +
 	"\x02Op\x124\n" +
 	"\x06create\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.CreateH\x00R\x06create\x12.\n" +
 	"\x04link\x18\x02 \x01(\v2\x18.cairn.namespace.v1.LinkH\x00R\x04link\x124\n" +
@@ -2055,7 +3247,23 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05unpin\x18\r \x01(\v2\x19.cairn.namespace.v1.UnpinH\x00R\x05unpin\x12>\n" +
 	"\bsnapshot\x18\x0e \x01(\v2 .cairn.namespace.v1.TakeSnapshotH\x00R\bsnapshot\x12G\n" +
 	"\rdrop_snapshot\x18\x0f \x01(\v2 .cairn.namespace.v1.TakeSnapshotH\x00R\fdropSnapshot\x12D\n" +
-	"\ftrim_history\x18\x10 \x01(\v2\x1f.cairn.namespace.v1.TrimHistoryH\x00R\vtrimHistoryB\x06\n" +
+	"\ftrim_history\x18\x10 \x01(\v2\x1f.cairn.namespace.v1.TrimHistoryH\x00R\vtrimHistory\x12B\n" +
+	"\rfound_cluster\x18\x11 \x01(\v2\x1b.cairn.namespace.v1.ClusterH\x00R\ffoundCluster\x12;\n" +
+	"\n" +
+	"add_invite\x18\x12 \x01(\v2\x1a.cairn.namespace.v1.InviteH\x00R\taddInvite\x12A\n" +
+	"\vdrop_invite\x18\x13 \x01(\v2\x1e.cairn.namespace.v1.DropInviteH\x00R\n" +
+	"dropInvite\x124\n" +
+	"\x06redeem\x18\x14 \x01(\v2\x1a.cairn.namespace.v1.RedeemH\x00R\x06redeem\x12>\n" +
+	"\n" +
+	"set_member\x18\x15 \x01(\v2\x1d.cairn.namespace.v1.SetMemberH\x00R\tsetMember\x12G\n" +
+	"\rremove_member\x18\x16 \x01(\v2 .cairn.namespace.v1.RemoveMemberH\x00R\fremoveMember\x12>\n" +
+	"\n" +
+	"set_copies\x18\x17 \x01(\v2\x1d.cairn.namespace.v1.SetCopiesH\x00R\tsetCopies\x12D\n" +
+	"\fopen_session\x18\x18 \x01(\v2\x1f.cairn.namespace.v1.OpenSessionH\x00R\vopenSession\x12A\n" +
+	"\vend_session\x18\x19 \x01(\v2\x1e.cairn.namespace.v1.EndSessionH\x00R\n" +
+	"endSession\x12>\n" +
+	"\n" +
+	"lock_range\x18\x1a \x01(\v2\x1d.cairn.namespace.v1.LockRangeH\x00R\tlockRangeB\x06\n" +
 	"\x04kind\"\x93\x02\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -2128,7 +3336,79 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\fR\x04name\"7\n" +
 	"\vTrimHistory\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
-	"\x04time\x18\x02 \x01(\x10R\x04timeB0Z.github.com/cairnfs/cairn/namespace/namespacepbb\x06proto3"
+	"\x04time\x18\x02 \x01(\x10R\x04time\"\xb6\x01\n" +
+	"\aCluster\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06copies\x18\x03 \x01(\rR\x06copies\x12\x1b\n" +
+	"\tnext_raft\x18\x04 \x01(\x04R\bnextRaft\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\x04R\n" +
+	"generation\x120\n" +
+	"\x05first\x18\x06 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x05first\"\xb4\x01\n" +
+	"\x06Member\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04raft\x18\x02 \x01(\x04R\x04raft\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\fR\x04name\x12\x14\n" +
+	"\x05addrs\x18\x04 \x03(\fR\x05addrs\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\rR\x04role\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\rR\x05state\x12\x1a\n" +
+	"\bcapacity\x18\a \x01(\x04R\bcapacity\x12\x16\n" +
+	"\x06invite\x18\b \x01(\fR\x06invite\"\x9c\x01\n" +
+	"\x06Invite\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x10R\aexpires\x12\x12\n" +
+	"\x04uses\x18\x04 \x01(\rR\x04uses\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\rR\x04role\x12\x12\n" +
+	"\x04peer\x18\x06 \x01(\fR\x04peer\x12\x1a\n" +
+	"\bredeemed\x18\a \x03(\fR\bredeemed\"\x1c\n" +
+	"\n" +
+	"DropInvite\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"T\n" +
+	"\x06Redeem\x12\x16\n" +
+	"\x06invite\x18\x01 \x01(\fR\x06invite\x122\n" +
+	"\x06member\x18\x02 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x06member\"S\n" +
+	"\tSetMember\x122\n" +
+	"\x06member\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x06member\x12\x12\n" +
+	"\x04mask\x18\x02 \x01(\rR\x04mask\"\x1e\n" +
+	"\fRemoveMember\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"#\n" +
+	"\tSetCopies\x12\x16\n" +
+	"\x06copies\x18\x01 \x01(\rR\x06copies\"!\n" +
+	"\vOpenSession\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\fR\x04peer\"&\n" +
+	"\n" +
+	"EndSession\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"\x87\x01\n" +
+	"\tLockRange\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
+	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\rR\x04kind\x12\x14\n" +
+	"\x05start\x18\x04 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x05 \x01(\x04R\x03end\x12\x12\n" +
+	"\x04mode\x18\x06 \x01(\rR\x04mode\"3\n" +
+	"\aSession\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\fR\x04peer\x12\x14\n" +
+	"\x05acked\x18\x02 \x01(\x04R\x05acked\"\xd1\x01\n" +
+	"\aOutcome\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\rR\x05error\x12\x1d\n" +
+	"\n" +
+	"error_text\x18\x03 \x01(\fR\terrorText\x12\x1b\n" +
+	"\tfailed_op\x18\x04 \x01(\rR\bfailedOp\x12\x16\n" +
+	"\x06inodes\x18\x05 \x03(\x04R\x06inodes\x12\x16\n" +
+	"\x06orphan\x18\x06 \x01(\x04R\x06orphan\x12\x1a\n" +
+	"\breplaced\x18\a \x01(\x04R\breplaced\x12\x12\n" +
+	"\x04more\x18\b \x01(\bR\x04more\"7\n" +
+	"\x05Locks\x12.\n" +
+	"\x05locks\x18\x01 \x03(\v2\x18.cairn.namespace.v1.LockR\x05locks\"p\n" +
+	"\x04Lock\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\x04R\x03end\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\rR\x04modeB0Z.github.com/cairnfs/cairn/namespace/namespacepbb\x06proto3"
 
 var (
 	file_namespace_proto_rawDescOnce sync.Once
@@ -2142,7 +3422,7 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_namespace_proto_goTypes = []any{
 	(*Inode)(nil),        // 0: cairn.namespace.v1.Inode
 	(*Content)(nil),      // 1: cairn.namespace.v1.Content
@@ -2168,6 +3448,21 @@ var file_namespace_proto_goTypes = []any{
 	(*Unpin)(nil),        // 21: cairn.namespace.v1.Unpin
 	(*TakeSnapshot)(nil), // 22: cairn.namespace.v1.TakeSnapshot
 	(*TrimHistory)(nil),  // 23: cairn.namespace.v1.TrimHistory
+	(*Cluster)(nil),      // 24: cairn.namespace.v1.Cluster
+	(*Member)(nil),       // 25: cairn.namespace.v1.Member
+	(*Invite)(nil),       // 26: cairn.namespace.v1.Invite
+	(*DropInvite)(nil),   // 27: cairn.namespace.v1.DropInvite
+	(*Redeem)(nil),       // 28: cairn.namespace.v1.Redeem
+	(*SetMember)(nil),    // 29: cairn.namespace.v1.SetMember
+	(*RemoveMember)(nil), // 30: cairn.namespace.v1.RemoveMember
+	(*SetCopies)(nil),    // 31: cairn.namespace.v1.SetCopies
+	(*OpenSession)(nil),  // 32: cairn.namespace.v1.OpenSession
+	(*EndSession)(nil),   // 33: cairn.namespace.v1.EndSession
+	(*LockRange)(nil),    // 34: cairn.namespace.v1.LockRange
+	(*Session)(nil),      // 35: cairn.namespace.v1.Session
+	(*Outcome)(nil),      // 36: cairn.namespace.v1.Outcome
+	(*Locks)(nil),        // 37: cairn.namespace.v1.Locks
+	(*Lock)(nil),         // 38: cairn.namespace.v1.Lock
 }
 var file_namespace_proto_depIdxs = []int32{
 	1,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
@@ -2188,13 +3483,27 @@ var file_namespace_proto_depIdxs = []int32{
 	22, // 15: cairn.namespace.v1.Op.snapshot:type_name -> cairn.namespace.v1.TakeSnapshot
 	22, // 16: cairn.namespace.v1.Op.drop_snapshot:type_name -> cairn.namespace.v1.TakeSnapshot
 	23, // 17: cairn.namespace.v1.Op.trim_history:type_name -> cairn.namespace.v1.TrimHistory
-	1,  // 18: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
-	1,  // 19: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	24, // 18: cairn.namespace.v1.Op.found_cluster:type_name -> cairn.namespace.v1.Cluster
+	26, // 19: cairn.namespace.v1.Op.add_invite:type_name -> cairn.namespace.v1.Invite
+	27, // 20: cairn.namespace.v1.Op.drop_invite:type_name -> cairn.namespace.v1.DropInvite
+	28, // 21: cairn.namespace.v1.Op.redeem:type_name -> cairn.namespace.v1.Redeem
+	29, // 22: cairn.namespace.v1.Op.set_member:type_name -> cairn.namespace.v1.SetMember
+	30, // 23: cairn.namespace.v1.Op.remove_member:type_name -> cairn.namespace.v1.RemoveMember
+	31, // 24: cairn.namespace.v1.Op.set_copies:type_name -> cairn.namespace.v1.SetCopies
+	32, // 25: cairn.namespace.v1.Op.open_session:type_name -> cairn.namespace.v1.OpenSession
+	33, // 26: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
+	34, // 27: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
+	1,  // 28: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
+	1,  // 29: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
+	25, // 30: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
+	25, // 31: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
+	25, // 32: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
+	38, // 33: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -2219,6 +3528,16 @@ func file_namespace_proto_init() {
 		(*Op_Snapshot)(nil),
 		(*Op_DropSnapshot)(nil),
 		(*Op_TrimHistory)(nil),
+		(*Op_FoundCluster)(nil),
+		(*Op_AddInvite)(nil),
+		(*Op_DropInvite)(nil),
+		(*Op_Redeem)(nil),
+		(*Op_SetMember)(nil),
+		(*Op_RemoveMember)(nil),
+		(*Op_SetCopies)(nil),
+		(*Op_OpenSession)(nil),
+		(*Op_EndSession)(nil),
+		(*Op_LockRange)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2226,7 +3545,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
