@@ -240,7 +240,7 @@ func decodeMeta(b []byte) (meta, error) {
 		applied: m.Applied, nextIno: Ino(m.NextIno), logTime: m.LogTime, indexedTime: m.IndexedTime,
 		trimmed: m.Trimmed, swept: m.Swept, timeClaim: SessionID(m.TimeClaim),
 		position: Position{Entry: m.Entry, Commands: m.EntryCommands, Term: m.EntryTerm},
-		stats: Stats{Files: int64(m.Files), Dirs: int64(m.Dirs), LogicalBytes: int64(m.LogicalBytes)},
+		stats:    Stats{Files: int64(m.Files), Dirs: int64(m.Dirs), LogicalBytes: int64(m.LogicalBytes)},
 	}, nil
 }
 

@@ -91,6 +91,10 @@ type Volume struct {
 	accesses accesses
 	locks    *lockTable
 
+	cluster  atomic.Pointer[Cluster] // nil: not shared
+	watching sync.Mutex
+	watchers []*watcher // replaced, never changed
+
 	room     room
 	mem      atomic.Int64 // dirty bytes in memory
 	buffers  buffers
