@@ -78,6 +78,7 @@ type Kind uint8
 const (
 	KindCommand Kind = 1 // a command of the namespace
 	KindRange   Kind = 2 // a dirty range of a file
+	KindLog     Kind = 3 // entries and state of the log of a group of several
 )
 
 // Seq numbers records: 1, 2, 3 and so on. A record that did not survive a crash

@@ -1,0 +1,140 @@
+package raft
+
+import (
+	"slices"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// Who votes follows from the registry: one, two, three or five of the members that
+// store blocks; everybody else learns (rule 19). plan is the rule, a pure function
+// of what the leader knows; it says the next step only.
+
+// peerProgress is what the leader knows of a member of the group.
+type peerProgress struct {
+	active bool // was heard of within an election's time
+	caught bool // has nearly all of the log
+}
+
+// votersFor returns how many voters a cluster with so many storage members has.
+func votersFor(storage int) int {
+	switch {
+	case storage >= 5:
+		return 5
+	case storage >= 3:
+		return 3
+	}
+	return storage
+}
+
+// plan returns the next change of the group, nil if it is as it should be or nothing
+// can be done now. self leads.
+func plan(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[uint64]peerProgress) *raftpb.ConfChangeV2 {
+	if len(conf.GetVotersOutgoing()) > 0 || len(conf.GetLearnersNext()) > 0 {
+		return nil // a change is under way
+	}
+	members := make(map[uint64]*p2p.Member)
+	for i := range view.Members {
+		members[view.Members[i].Raft] = &view.Members[i]
+	}
+	var c raftpb.ConfChangeV2
+	add := func(t raftpb.ConfChangeType, id uint64) {
+		c.Changes = append(c.Changes, &raftpb.ConfChangeSingle{Type: t.Enum(), NodeId: proto.Uint64(id)})
+	}
+	for _, id := range conf.GetLearners() {
+		if members[id] == nil {
+			add(raftpb.ConfChangeRemoveNode, id)
+			return &c
+		}
+	}
+	for _, m := range view.Members {
+		if !slices.Contains(conf.GetVoters(), m.Raft) && !slices.Contains(conf.GetLearners(), m.Raft) {
+			add(raftpb.ConfChangeAddLearnerNode, m.Raft)
+			return &c
+		}
+	}
+	want := choose(view, conf, self, progress)
+	for _, id := range want {
+		if !slices.Contains(conf.GetVoters(), id) {
+			add(raftpb.ConfChangeAddNode, id)
+		}
+	}
+	for _, id := range conf.GetVoters() {
+		switch {
+		case slices.Contains(want, id):
+		case members[id] == nil:
+			add(raftpb.ConfChangeRemoveNode, id)
+		default:
+			add(raftpb.ConfChangeAddLearnerNode, id)
+		}
+	}
+	if len(c.Changes) == 0 || !electable(want, self, progress) {
+		return nil
+	}
+	return &c
+}
+
+// choose returns the best voters, ascending.
+func choose(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[uint64]peerProgress) []uint64 {
+	type candidate struct {
+		id    uint64
+		score int
+	}
+	var all []candidate
+	storage := 0
+	for i := range view.Members {
+		m := &view.Members[i]
+		if m.Role != p2p.RoleStorage {
+			continue
+		}
+		storage++
+		p := progress[m.Raft]
+		votes := slices.Contains(conf.GetVoters(), m.Raft)
+		if !votes && m.Raft != self && !(p.active && p.caught) {
+			continue // after it has caught up
+		}
+		score := 0
+		if m.State == p2p.Active {
+			score += 4
+		}
+		if votes {
+			score += 2
+		}
+		if m.Raft == self || p.active && m.State == p2p.Active {
+			score++
+		}
+		all = append(all, candidate{m.Raft, score})
+	}
+	slices.SortFunc(all, func(a, b candidate) int {
+		if a.score != b.score {
+			return b.score - a.score
+		}
+		if a.id < b.id {
+			return -1
+		}
+		return 1
+	})
+	n := min(votersFor(storage), len(all))
+	// From two voters to three etc. only with all of them: a voter more that is
+	// not there yet would be worse than none.
+	want := make([]uint64, 0, n)
+	for _, c := range all[:n] {
+		want = append(want, c.id)
+	}
+	slices.Sort(want)
+	return want
+}
+
+// electable reports whether a majority of the voters is there.
+func electable(voters []uint64, self uint64, progress map[uint64]peerProgress) bool {
+	n := 0
+	for _, id := range voters {
+		if id == self || progress[id].active {
+			n++
+		}
+	}
+	return len(voters) > 0 && n > len(voters)/2
+}

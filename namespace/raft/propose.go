@@ -1,0 +1,244 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// maxOutstanding is how many commands of this node may wait for their results.
+const maxOutstanding = 4096
+
+// resendTicks is after how many ticks a command without result is proposed again.
+const resendTicks = 15
+
+// proposals are the commands of this node that have no result yet. Those of a
+// session are told by their number, the one that opens a session by its bytes.
+type proposals struct {
+	slots chan struct{}
+
+	mu    sync.Mutex
+	seq   uint64
+	acked uint64 // all below have results
+	open  map[uint64]*proposal
+	bare  map[string]*proposal
+	queue []*proposal // to be proposed
+	ended error
+}
+
+type proposal struct {
+	session namespace.SessionID
+	seq     uint64
+	encoded []byte
+	sent    int  // tick
+	queued  bool // is in the queue
+	done    chan outcome
+}
+
+type outcome struct {
+	res namespace.Result
+	err error
+}
+
+func (p *proposals) init() {
+	p.slots = make(chan struct{}, maxOutstanding)
+	p.open, p.bare = make(map[uint64]*proposal), make(map[string]*proposal)
+	p.seq, p.acked = 1, 1
+}
+
+// Propose has cmd, which gets the node's session, ordered and returns its result
+// once it is applied here and durable on a majority of the voters.
+//
+// Errors: ErrTimeout, ErrClosed, the context's: the outcome is unknown. ErrTooLarge:
+// nothing happened. Otherwise the log has failed.
+func (l *Log) Propose(ctx context.Context, cmd *namespace.Command) (namespace.Result, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, l.o.Timeout, ErrTimeout)
+	defer cancel()
+	session, err := l.session.wait(ctx)
+	if err != nil {
+		return namespace.Result{}, err
+	}
+	return l.propose(ctx, session, cmd)
+}
+
+// propose is Propose under the given session, or without one if that is 0.
+func (l *Log) propose(ctx context.Context, session namespace.SessionID, cmd *namespace.Command) (namespace.Result, error) {
+	p := &l.proposals
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return namespace.Result{}, context.Cause(ctx)
+	}
+	own := *cmd
+	own.Session = session
+	entry, refusal, err := p.add(&own)
+	if err != nil || refusal != nil {
+		return namespace.Result{Err: refusal}, err
+	}
+	defer p.remove(entry)
+	l.poke()
+	select {
+	case o := <-entry.done:
+		return o.res, o.err
+	case <-ctx.Done():
+		return namespace.Result{}, context.Cause(ctx)
+	}
+}
+
+// add numbers and queues a command.
+func (p *proposals) add(cmd *namespace.Command) (entry *proposal, refusal, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended != nil {
+		return nil, nil, p.ended
+	}
+	if cmd.Session != 0 {
+		cmd.Seq, cmd.Acked = p.seq, p.acked
+	}
+	encoded, err := cmd.AppendBinary(nil)
+	if err != nil {
+		return nil, err, nil
+	}
+	if len(encoded) > MaxCommand {
+		return nil, nil, ErrTooLarge
+	}
+	entry = &proposal{session: cmd.Session, seq: cmd.Seq, encoded: encoded, queued: true, done: make(chan outcome, 1)}
+	if cmd.Session != 0 {
+		p.seq++
+		p.open[cmd.Seq] = entry
+	} else {
+		p.bare[string(encoded)] = entry
+	}
+	p.queue = append(p.queue, entry)
+	return entry, nil, nil
+}
+
+// remove gives a command up, or takes note that its result was taken.
+func (p *proposals) remove(e *proposal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e.session == 0 {
+		delete(p.bare, string(e.encoded))
+		return
+	}
+	delete(p.open, e.seq)
+	for p.acked < p.seq && p.open[p.acked] == nil {
+		p.acked++
+	}
+}
+
+// send proposes what is queued, many commands to an entry, and again what has had
+// no result for long.
+func (p *proposals) send(propose func([]byte) bool, tick int) {
+	p.mu.Lock()
+	for _, e := range p.open {
+		if !e.queued && tick-e.sent >= resendTicks {
+			e.queued = true
+			p.queue = append(p.queue, e)
+		}
+	}
+	for _, e := range p.bare {
+		if !e.queued && tick-e.sent >= resendTicks {
+			e.queued = true
+			p.queue = append(p.queue, e)
+		}
+	}
+	queue := p.queue
+	p.queue = nil
+	p.mu.Unlock()
+	for len(queue) > 0 {
+		var data []byte
+		n := 0
+		for n < len(queue) && n < maxCommands && (n == 0 || len(data)+len(queue[n].encoded) < maxEntry) {
+			data = appendCommand(data, queue[n].encoded)
+			n++
+		}
+		// What is dropped, because there is no leader, is proposed again.
+		ok := propose(data)
+		p.mu.Lock()
+		for _, e := range queue[:n] {
+			e.queued = false
+			e.sent = tick
+			if !ok {
+				e.sent = tick - resendTicks + 2
+			}
+		}
+		p.mu.Unlock()
+		queue = queue[n:]
+	}
+}
+
+// resend has everything proposed again soon.
+func (p *proposals) resend() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.open {
+		e.sent -= resendTicks
+	}
+	for _, e := range p.bare {
+		e.sent -= resendTicks
+	}
+}
+
+// applied takes the result of a command of any node.
+func (p *proposals) applied(cmd *namespace.Command, encoded []byte, res namespace.Result) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var e *proposal
+	if cmd.Session == 0 {
+		e = p.bare[string(encoded)]
+	} else if e = p.open[cmd.Seq]; e != nil && e.session != cmd.Session {
+		e = nil
+	}
+	if e != nil {
+		e.answer(outcome{res: res})
+	}
+}
+
+func (e *proposal) answer(o outcome) {
+	select {
+	case e.done <- o:
+	default: // it has one
+	}
+}
+
+// settle answers, after commands were applied without being seen, or sessions have
+// ended, those whose result is known thereby. current is the session that goes on.
+func (p *proposals) settle(state *namespace.State, current namespace.SessionID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.open {
+		res, err := state.Outcome(e.session, e.seq)
+		switch {
+		case err == nil:
+			e.answer(outcome{res: res})
+		case errors.Is(err, namespace.ErrSession) || e.session != current:
+			e.answer(outcome{res: namespace.Result{Err: namespace.ErrSession}})
+		case !errors.Is(err, namespace.ErrNotFound):
+			e.answer(outcome{err: err})
+		}
+	}
+}
+
+// end answers everything, now and later, with an error.
+func (p *proposals) end(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended != nil {
+		return
+	}
+	p.ended = err
+	for _, e := range p.open {
+		e.answer(outcome{err: err})
+	}
+	for _, e := range p.bare {
+		e.answer(outcome{err: err})
+	}
+}
+
+// now is the wall clock, for the times of commands of the log's own.
+func now() int64 { return time.Now().UnixNano() }

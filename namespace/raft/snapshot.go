@@ -1,0 +1,225 @@
+package raft
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// Raft's message that a snapshot is to be taken carries none: whoever gets it asks
+// the sender for its namespace, a chunk at a time, and hands the message on to raft
+// when it has all of it, with the place that the namespace really has.
+
+// protocolSnapshot carries requests of a version byte, and the number of an export,
+// 0 for a new one. The answer to that is a header, a raftpb.Message whose Index is
+// the number, whose Snapshot says the place and whose Context is the group; to all
+// others the next chunk, at the end nothing.
+const protocolSnapshot p2p.Protocol = "/cairn/snapshot/1"
+
+const (
+	maxExports       = 4
+	snapshotPatience = 20 * time.Second // without a request
+)
+
+// exports are the namespaces that are being sent.
+type exports struct {
+	mu    sync.Mutex
+	last  uint64
+	open  map[uint64]*export
+	ended bool
+}
+
+type export struct {
+	mu   sync.Mutex
+	e    *namespace.Export
+	peer p2p.PeerID
+	used time.Time
+}
+
+func (x *exports) close() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = true
+	var errs []error
+	for id, e := range x.open {
+		delete(x.open, id)
+		e.mu.Lock()
+		errs = append(errs, e.e.Close())
+		e.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// drop closes exports that are not asked for any more, and, with peer, all of one
+// peer.
+func (x *exports) drop(peer p2p.PeerID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for id, e := range x.open {
+		if e.peer == peer || time.Since(e.used) > snapshotPatience {
+			delete(x.open, id)
+			e.mu.Lock()
+			_ = e.e.Close() // of something only read
+			e.mu.Unlock()
+		}
+	}
+}
+
+func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
+	if len(req) != 9 || req[0] != formatVersion {
+		return nil, namespace.ErrVersion
+	}
+	raftID := uint64(0)
+	if v := l.o.State.View(); v != nil && v.Member(from) != nil {
+		raftID = v.Member(from).Raft
+	}
+	l.do(ctx, func() {
+		if _, waiting := l.snapshots[raftID]; waiting {
+			l.snapshots[raftID] = l.o.Clock() + snapshotPatience
+		}
+	})
+	x := &l.exports
+	id := binary.BigEndian.Uint64(req[1:])
+	if id == 0 {
+		return l.newExport(from)
+	}
+	x.mu.Lock()
+	e := x.open[id]
+	if e != nil && e.peer == from {
+		e.used = time.Now()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+	} else {
+		e = nil
+	}
+	x.mu.Unlock()
+	if e == nil {
+		return nil, errors.New("this snapshot is not offered any more")
+	}
+	chunk, err := e.e.Next(nil)
+	if err == nil && len(chunk) == 0 {
+		l.do(ctx, func() {
+			delete(l.snapshots, raftID)
+			l.core.rn.ReportSnapshot(raftID, raft.SnapshotFinish)
+		})
+	}
+	return chunk, err
+}
+
+func (l *Log) newExport(from p2p.PeerID) ([]byte, error) {
+	x := &l.exports
+	x.drop(from)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended || len(x.open) >= maxExports {
+		return nil, errors.New("too many snapshots are being sent")
+	}
+	e, err := l.o.State.Export()
+	if err != nil {
+		return nil, err
+	}
+	group, err := e.Group()
+	if err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	x.last++
+	at := e.Position()
+	header, err := encode(&raftpb.Message{
+		Type: raftpb.MsgSnap.Enum(), Index: proto.Uint64(x.last), Context: group,
+		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term)}},
+	})
+	if err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	if x.open == nil {
+		x.open = make(map[uint64]*export)
+	}
+	x.open[x.last] = &export{e: e, peer: from, used: time.Now()}
+	return header, nil
+}
+
+// fetch gets the namespace of the sender of m and hands both to the core.
+func (l *Log) fetch(m *raftpb.Message, from p2p.PeerID) {
+	if !l.fetching.CompareAndSwap(false, true) {
+		return
+	}
+	l.running.Go(func() {
+		defer l.fetching.Store(false)
+		in, header, err := l.download(l.stopped, from)
+		if err != nil {
+			if l.stopped.Err() == nil {
+				l.o.Logger.Warn("cannot get the names from another node; it is tried again", "peer", from, "err", err)
+			}
+			return
+		}
+		meta := header.GetSnapshot().GetMetadata()
+		handed := l.do(l.stopped, func() {
+			at := namespace.Position{Entry: meta.GetIndex(), Term: meta.GetTerm(), Commands: 1 << 31}
+			if err := l.core.receive(m, in, at, header.GetContext()); err != nil {
+				l.o.Logger.Warn("snapshot refused", "peer", from, "err", err)
+			}
+		})
+		if !handed {
+			_ = in.Abort() // the process ends
+			return
+		}
+		l.poke()
+	})
+}
+
+func (l *Log) download(ctx context.Context, from p2p.PeerID) (*namespace.Import, *raftpb.Message, error) {
+	ask := func(id uint64) ([]byte, error) {
+		ctx, cancel := context.WithTimeout(ctx, snapshotPatience)
+		defer cancel()
+		return l.o.Transport.Call(ctx, from, protocolSnapshot, binary.BigEndian.AppendUint64([]byte{formatVersion}, id))
+	}
+	answer, err := ask(0)
+	if err != nil {
+		return nil, nil, err
+	}
+	var header raftpb.Message
+	if err := decode(answer, &header); err != nil {
+		return nil, nil, err
+	}
+	if header.GetSnapshot().GetMetadata().GetIndex() == 0 || len(header.GetContext()) == 0 {
+		return nil, nil, fmt.Errorf("header of a snapshot: %w", namespace.ErrCorrupt)
+	}
+	in, err := l.o.State.Import(l.o.FS, l.o.FS.PathJoin(l.o.Dir, "names.received"))
+	if err != nil {
+		return nil, nil, err
+	}
+	for {
+		chunk, err := ask(header.GetIndex())
+		if err == nil && len(chunk) > 0 {
+			err = in.Add(chunk)
+		}
+		if err != nil {
+			return nil, nil, errors.Join(err, in.Abort())
+		}
+		if len(chunk) == 0 {
+			return in, &header, nil
+		}
+	}
+}
+
+// forgetSnapshots tells raft of members that do not ask for theirs.
+func (l *Log) forgetSnapshots() {
+	now := l.o.Clock()
+	for id, until := range l.snapshots {
+		if now > until {
+			delete(l.snapshots, id)
+			l.core.rn.ReportSnapshot(id, raft.SnapshotFailure)
+		}
+	}
+	l.exports.drop("")
+}

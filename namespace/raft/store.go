@@ -1,0 +1,337 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/cairnfs/cairn/index"
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// store is the group's log on this node: entries, votes and terms. It is held in
+// memory, from a base on, and every change of it is a record of the node's journal,
+// so that it shares the syncs with all else that is written there.
+//
+// A record is a version byte and a raftpb.Message of type MsgStorageAppend: entries,
+// term, vote and commit where they changed, and the metadata of a snapshot that was
+// installed, which discards all before. What the journal does not hold any more is
+// in the base, which a checkpoint writes into the index together with the namespace
+// that makes it unnecessary.
+type store struct {
+	*raft.MemoryStorage
+	journal *journal.Journal
+	mark    func() uint64
+
+	hard    *raftpb.HardState
+	conf    *raftpb.ConfState // as of applied, not of the end of the log
+	applied uint64            // as of the start
+	records []span            // of the journal, that hold entries after the base
+	bytes   int               // of entries in memory, about
+	alone   bool
+}
+
+// span is a record of the journal and the last entry in it.
+type span struct {
+	seq  journal.Seq
+	last uint64
+}
+
+// baseKey is where the index has the base.
+func baseKey() []byte { return []byte{index.SpaceMeta, 'r'} }
+
+// maxKept is how many bytes of applied entries stay in memory for members that are
+// a little behind.
+const maxKept = 16 << 20
+
+// InitialState returns the state to start with; raft applies nothing again that is
+// applied, so the configuration is that of the namespace.
+func (s *store) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
+	return s.hard, s.conf, nil
+}
+
+// foundation is the log of a new group: a snapshot of what was there before, with
+// this member alone.
+func foundation(id uint64) (base *raftpb.Message, conf *raftpb.ConfState) {
+	conf = &raftpb.ConfState{Voters: []uint64{id}}
+	return &raftpb.Message{
+		Type: raftpb.MsgStorageAppend.Enum(), Term: proto.Uint64(1), Vote: proto.Uint64(id), Commit: proto.Uint64(1),
+		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(1), Term: proto.Uint64(1), ConfState: conf}},
+	}, conf
+}
+
+// openStore reads the base. Feed it the journal's records with replay, then call
+// open.
+func openStore(db *pebble.DB, mark func() uint64) (*store, error) {
+	s := &store{MemoryStorage: raft.NewMemoryStorage(), mark: mark, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}}
+	value, closer, err := db.Get(baseKey())
+	if errors.Is(err, pebble.ErrNotFound) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = s.take(value)
+	return s, errors.Join(err, closer.Close())
+}
+
+// replay takes a record of the journal.
+func (s *store) replay(rec journal.Record) error {
+	before, _ := s.LastIndex()
+	if err := s.take(rec.Payload); err != nil {
+		return fmt.Errorf("journal record %d: %w", rec.Seq, err)
+	}
+	if last, _ := s.LastIndex(); last != before || len(s.records) > 0 {
+		s.records = append(s.records, span{rec.Seq, last})
+	}
+	return nil
+}
+
+// take changes what is in memory as the record says.
+func (s *store) take(payload []byte) error {
+	var m raftpb.Message
+	if err := decode(payload, &m); err != nil {
+		return err
+	}
+	if m.GetType() != raftpb.MsgStorageAppend {
+		return fmt.Errorf("%w: record of type %v", namespace.ErrVersion, m.GetType())
+	}
+	if !raft.IsEmptySnap(m.GetSnapshot()) {
+		if err := s.reset(m.GetSnapshot()); err != nil {
+			return err
+		}
+	}
+	if m.Term != nil {
+		s.hard = &raftpb.HardState{Term: m.Term, Vote: proto.Uint64(m.GetVote()), Commit: proto.Uint64(m.GetCommit())}
+	}
+	return s.append(m.GetEntries())
+}
+
+// reset begins the log after a snapshot.
+func (s *store) reset(snap *raftpb.Snapshot) error {
+	s.MemoryStorage = raft.NewMemoryStorage()
+	s.records, s.bytes = nil, 0
+	return s.ApplySnapshot(snap)
+}
+
+func (s *store) append(entries []*raftpb.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	first, _ := s.FirstIndex()
+	// A checkpoint may have taken the beginning of a record into the base.
+	for len(entries) > 0 && entries[0].GetIndex() < first {
+		entries = entries[1:]
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	if last, _ := s.LastIndex(); entries[0].GetIndex() > last+1 {
+		return fmt.Errorf("%w: entry %d after entry %d", namespace.ErrCorrupt, entries[0].GetIndex(), last)
+	}
+	for _, e := range entries {
+		s.bytes += len(e.GetData())
+	}
+	return s.Append(entries)
+}
+
+// open ends the replay: it brings the log to where the namespace is, and opens it
+// for changes.
+func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) error {
+	s.journal = j
+	group, err := state.Group()
+	if err != nil {
+		return err
+	}
+	if group != nil {
+		s.conf = &raftpb.ConfState{}
+		if err := decode(group, s.conf); err != nil {
+			return err
+		}
+	}
+	at := state.Position()
+	last, _ := s.LastIndex()
+	if at.Entry > last {
+		// A snapshot was installed, and the process ended before the log said so.
+		snap := &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
+			Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term), ConfState: s.conf}}
+		if err := s.installed(snap); err != nil {
+			return err
+		}
+		last = at.Entry
+	}
+	base, _ := s.FirstIndex()
+	s.applied = max(at.Entry, base-1)
+	if at.Commands > 0 && at.Entry == s.applied && !s.whole(at) {
+		s.applied--
+	}
+	if s.hard.GetCommit() > last || s.hard.GetCommit() < s.applied {
+		s.hard = &raftpb.HardState{
+			Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()),
+			Commit: proto.Uint64(max(s.applied, min(s.hard.GetCommit(), last))),
+		}
+	}
+	s.setAlone(id)
+	return nil
+}
+
+// whole reports whether all commands of the entry are applied.
+func (s *store) whole(at namespace.Position) bool {
+	entries, err := s.Entries(at.Entry, at.Entry+1, 1<<62)
+	if err != nil || len(entries) == 0 {
+		return true // compacted, so it was
+	}
+	if entries[0].GetType() != raftpb.EntryNormal {
+		return true
+	}
+	n := uint32(0)
+	err = eachCommand(entries[0].GetData(), func(uint32, []byte) error { n++; return nil })
+	return err == nil && at.Commands >= n
+}
+
+// save makes durable what a Ready says, unless this member is the whole group.
+func (s *store) save(rd *raft.Ready) error {
+	if len(rd.Entries) == 0 && raft.IsEmptyHardState(rd.HardState) {
+		return nil
+	}
+	if rd.HardState != nil && !raft.IsEmptyHardState(rd.HardState) {
+		s.hard = rd.HardState
+	}
+	if len(rd.Entries) == 0 && !rd.MustSync {
+		return nil // how far the log is committed can be found out again
+	}
+	entries := rd.Entries
+	for more := true; more; {
+		n, size := 0, 0
+		for n < len(entries) && (n == 0 || size+len(entries[n].GetData()) < journal.MaxPayload/2) {
+			size += len(entries[n].GetData()) + 32
+			n++
+		}
+		more = n < len(entries)
+		// The state comes with the last entries: a commit is never ahead of them.
+		if err := s.write(entries[:n], !more, nil); err != nil {
+			return err
+		}
+		entries = entries[n:]
+	}
+	if err := s.append(rd.Entries); err != nil {
+		return err
+	}
+	if s.alone || !rd.MustSync {
+		return nil
+	}
+	return s.journal.Sync(context.Background())
+}
+
+// write appends a record.
+func (s *store) write(entries []*raftpb.Entry, hard bool, snap *raftpb.Snapshot) error {
+	m := &raftpb.Message{Type: raftpb.MsgStorageAppend.Enum(), Entries: entries, Snapshot: snap}
+	if hard {
+		m.Term, m.Vote, m.Commit = proto.Uint64(s.hard.GetTerm()), proto.Uint64(s.hard.GetVote()), proto.Uint64(s.hard.GetCommit())
+	}
+	payload, err := encode(m)
+	if err != nil {
+		return err
+	}
+	mark := uint64(0)
+	if s.alone && len(entries) > 0 {
+		mark = s.mark() // in a group of several the blocks are durable already
+	}
+	seq, _, err := s.journal.Append(journal.KindLog, mark, payload)
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(entries) > 0:
+		s.records = append(s.records, span{seq, entries[len(entries)-1].GetIndex()})
+	case len(s.records) > 0:
+		s.records = append(s.records, span{seq, s.records[len(s.records)-1].last})
+	}
+	return nil
+}
+
+// installed begins the log anew after an installed snapshot, durably.
+func (s *store) installed(snap *raftpb.Snapshot) error {
+	if err := s.reset(snap); err != nil {
+		return err
+	}
+	meta := snap.GetMetadata()
+	s.hard = &raftpb.HardState{
+		Term: proto.Uint64(max(s.hard.GetTerm(), meta.GetTerm())), Vote: proto.Uint64(s.hard.GetVote()), Commit: proto.Uint64(meta.GetIndex()),
+	}
+	if err := s.write(nil, true, snap); err != nil {
+		return err
+	}
+	return s.journal.Sync(context.Background())
+}
+
+// setAlone takes note of whether the group is this member alone: then nobody else
+// may hold an entry that is lost here, so nothing need be durable before it counts.
+func (s *store) setAlone(id uint64) {
+	c := s.conf
+	s.alone = slices.Equal(c.GetVoters(), []uint64{id}) && len(c.GetLearners())+len(c.GetVotersOutgoing())+len(c.GetLearnersNext()) == 0
+}
+
+// notAlone makes everything durable, from now on.
+func (s *store) notAlone() error {
+	s.alone = false
+	return s.journal.Sync(context.Background())
+}
+
+// compact forgets entries up to index, which are applied, but for some that other
+// members may still want.
+func (s *store) compact(index uint64) error {
+	first, _ := s.FirstIndex()
+	for s.bytes > maxKept && first <= index {
+		entries, err := s.Entries(first, first+1, 1<<62)
+		if err != nil {
+			return err
+		}
+		s.bytes -= len(entries[0].GetData())
+		first++
+	}
+	if now, _ := s.FirstIndex(); first == now {
+		return nil
+	}
+	if _, err := s.CreateSnapshot(first-1, s.conf, nil); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) {
+		return err
+	}
+	return s.Compact(first - 1)
+}
+
+// checkpoint returns what the base will be and the first record of the journal that
+// is needed besides it. applied is the last entry that the index has.
+func (s *store) checkpoint(applied uint64) (base []byte, keep journal.Seq, err error) {
+	if err := s.compact(applied); err != nil {
+		return nil, 0, err
+	}
+	first, _ := s.FirstIndex()
+	for len(s.records) > 0 && s.records[0].last < first {
+		s.records = s.records[1:]
+	}
+	keep = s.journal.Last() + 1
+	if len(s.records) > 0 {
+		keep = s.records[0].seq
+	}
+	term, err := s.Term(first - 1)
+	if err != nil {
+		return nil, 0, err
+	}
+	m := &raftpb.Message{
+		Type: raftpb.MsgStorageAppend.Enum(),
+		Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()), Commit: proto.Uint64(s.hard.GetCommit()),
+	}
+	if first > 1 {
+		m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
+			Index: proto.Uint64(first - 1), Term: proto.Uint64(term), ConfState: s.conf}}
+	}
+	base, err = encode(m)
+	return base, keep, err
+}

@@ -1,0 +1,65 @@
+package raft
+
+import (
+	"time"
+)
+
+// What the leader does now and then.
+
+// caughtUp is how many entries a member may lack and still be made a voter.
+const caughtUp = 256
+
+// changeAgain is how long the leader waits for a change of the group that it
+// proposed before it proposes one again.
+const changeAgain = 2 * time.Second
+
+// tend is called by the run loop for each tick.
+func (l *Log) tend(tick int) {
+	if tick%5 != 0 {
+		return
+	}
+	l.forgetSnapshots()
+	if !l.leader {
+		return
+	}
+	l.expire()
+	l.group()
+}
+
+func (l *Log) becameLeader(leads bool) {
+	clear(l.deadlines)
+	if leads {
+		now := l.o.Clock()
+		for id := range l.o.State.Sessions() {
+			l.deadlines[id] = now + l.o.TTL
+		}
+	}
+	l.tried = 0
+}
+
+// group proposes the next step towards the voters that there should be.
+func (l *Log) group() {
+	view := l.o.State.View()
+	if now := l.o.Clock(); view == nil || l.tried != 0 && now-l.tried < changeAgain {
+		return
+	}
+	s := l.core.rn.Status()
+	progress := make(map[uint64]peerProgress)
+	last, _ := l.store.LastIndex()
+	for id, p := range s.Progress {
+		progress[id] = peerProgress{active: p.RecentActive, caught: p.Match+caughtUp >= last}
+	}
+	change := plan(view, l.store.conf, l.o.ID, progress)
+	if change == nil {
+		return
+	}
+	l.tried = l.o.Clock()
+	if err := l.core.change(change); err != nil {
+		l.o.Logger.Debug("group is not changed yet", "err", err)
+		return
+	}
+	l.o.Logger.Info("the group that orders changes is changed", "change", change.String())
+}
+
+// Voters returns which members vote, as this node knows.
+func (l *Log) Voters() []uint64 { return l.status.Load().Voters }
