@@ -228,6 +228,7 @@ func (h *Host) SetMembers(members []p2p.Member) {
 	h.dropClients(ids)
 	for _, id := range left {
 		h.peers.ClearAddrs(id)
+		delete(h.registered, id)
 		_ = h.swarm.ClosePeer(id) // whatever it says, they are closed
 	}
 	for id, as := range addrs {
@@ -252,12 +253,13 @@ func (h *Host) dropClients(members map[p2p.PeerID]peer.ID) {
 	}
 }
 
-// remember replaces the registered addresses of a member. Those that mDNS found
-// stay until they expire.
+// remember replaces the registered addresses of a member; those that mDNS found
+// stay until they expire. h.setting is held.
 func (h *Host) remember(id peer.ID, addrs []ma.Multiaddr) {
-	// What was registered before lasts for a moment longer than needed at worst.
-	h.peers.UpdateAddrs(id, peerstore.PermanentAddrTTL, peerstore.TempAddrTTL)
 	h.peers.AddAddrs(id, addrs, peerstore.PermanentAddrTTL)
+	stale := slices.DeleteFunc(h.registered[id], func(a ma.Multiaddr) bool { return ma.Contains(addrs, a) })
+	h.peers.SetAddrs(id, stale, 0)
+	h.registered[id] = addrs
 }
 
 // OpenDoor lets strangers in, or none any more: then those that are there are

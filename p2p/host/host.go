@@ -36,6 +36,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/rpc"
@@ -67,7 +68,8 @@ type Host struct {
 	streams sync.WaitGroup // inbound ones being served
 	joining chan struct{}  // holds a token while CallStranger is under way
 
-	setting sync.Mutex // one SetMembers at a time
+	setting    sync.Mutex // one SetMembers at a time
+	registered map[peer.ID][]ma.Multiaddr
 
 	mu       sync.Mutex
 	closed   bool
@@ -132,16 +134,17 @@ func open(o Options, preferred ...security) (*Host, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	h := &Host{
-		self:     p2p.PeerID(id.String()),
-		log:      o.Logger,
-		gate:     newGate(p2p.PeerID(id.String())),
-		wire:     &traffic{},
-		ctx:      ctx,
-		stop:     stop,
-		joining:  make(chan struct{}, 1),
-		handlers: make(map[p2p.Protocol]service),
-		clients:  make(map[line]*rpc.Client),
-		failed:   make(map[p2p.PeerID]time.Time),
+		self:       p2p.PeerID(id.String()),
+		log:        o.Logger,
+		gate:       newGate(p2p.PeerID(id.String())),
+		wire:       &traffic{},
+		ctx:        ctx,
+		stop:       stop,
+		joining:    make(chan struct{}, 1),
+		registered: make(map[peer.ID][]ma.Multiaddr),
+		handlers:   make(map[p2p.Protocol]service),
+		clients:    make(map[line]*rpc.Client),
+		failed:     make(map[p2p.PeerID]time.Time),
 	}
 	if err := h.build(key, id, preferred); err != nil {
 		return nil, errors.Join(err, h.Close())
