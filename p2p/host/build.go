@@ -38,6 +38,9 @@ const (
 	keepAlive    = 3 * time.Second
 	writeTimeout = 5 * time.Second
 	window       = 16 << 20 // bytes on their way in one stream; it grows up to that
+	// message is the most that a stream sends at a time, in bytes: as much as the
+	// writes of rpc, lest each leave a few bytes for a message of their own.
+	message = 96 << 10
 )
 
 // build makes the connections' machinery: what libp2p's own constructor would make,
@@ -136,6 +139,7 @@ func newMuxer(wire *traffic) *muxer {
 	m.config.KeepAliveInterval = keepAlive
 	m.config.ConnectionWriteTimeout = writeTimeout
 	m.config.MaxStreamWindowSize = window
+	m.config.MaxMessageSize = message
 	return m
 }
 

@@ -5,12 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
@@ -487,6 +490,22 @@ func TestAddressesThatCannotBeReadAreLeftOut(t *testing.T) {
 	}
 }
 
+// reportCPU reports the processor time of both ends, for each GB: on a machine that
+// others use, wall time says little. size is the bytes of an operation.
+func reportCPU(b *testing.B, size int) (stop func()) {
+	used := func() time.Duration {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	began := used()
+	return func() {
+		b.ReportMetric((used()-began).Seconds()*1e9/float64(b.N*size), "cpu-s/GB")
+	}
+}
+
 // The benchmarks move 1 MiB for each operation: as a call, and as bytes written to
 // a stream of libp2p and read from it.
 func BenchmarkCall1MiB(b *testing.B) {
@@ -498,6 +517,7 @@ func BenchmarkCall1MiB(b *testing.B) {
 			b.SetBytes(1 << 20)
 			var tasks sync.WaitGroup
 			work := make(chan struct{}, callers)
+			defer reportCPU(b, 1<<20)()
 			for range callers {
 				tasks.Go(func() {
 					for range work {
@@ -522,5 +542,33 @@ func BenchmarkCallSmall(b *testing.B) {
 		if _, err := x.Call(b.Context(), y.Self(), echo, []byte("small")); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkPlainStream1MiB is what a stream of libp2p carries without requests.
+func BenchmarkPlainStream1MiB(b *testing.B) {
+	x, y := pair(b)
+	read := make(chan error, 1)
+	y.swarm.SetStreamHandler(func(s network.Stream) {
+		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, s, make([]byte, 128<<10))
+		read <- err
+	})
+	s, err := x.swarm.NewStream(b.Context(), y.swarm.LocalPeer())
+	if err != nil {
+		b.Fatal(err)
+	}
+	data := make([]byte, 1<<20)
+	b.SetBytes(1 << 20)
+	defer reportCPU(b, 1<<20)()
+	for b.Loop() {
+		if _, err := s.Write(data); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.CloseWrite(); err != nil {
+		b.Fatal(err)
+	}
+	if err := <-read; err != nil {
+		b.Fatal(err)
 	}
 }

@@ -226,7 +226,7 @@ func FuzzDecoder(f *testing.F) {
 	f.Add(append(frame(chunkSize+1, 1, kindRequest, make([]byte, chunkSize)...), 1, 9))
 	f.Add(append(frame(chunkSize+1, 1, kindRequest, make([]byte, chunkSize)...), 0))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		const limit = 3 * chunkSize
+		const limit = believed + 2*chunkSize
 		d := newDecoder(bytes.NewReader(in), limit)
 		twin := &decoder{r: bufio.NewReader(bytes.NewReader(in)), max: limit} // skips what d reads
 		total := 0

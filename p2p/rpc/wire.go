@@ -43,10 +43,10 @@ const (
 	headerSize = 9
 	chunkSize  = 64 << 10
 	readBuffer = 32 << 10
-	// believed is how much memory a header alone can claim, in bytes. When that
-	// much of the payload has come, the rest is allocated, so that receiving a
-	// large one copies little.
-	believed = 4 * chunkSize
+	// believed is how much memory a header alone can claim, in bytes: that of a
+	// block. When that much of the payload has come, the rest is allocated, so that
+	// receiving a large one copies little.
+	believed = 16 * chunkSize
 	// maxText is the largest text of a failure, in bytes.
 	maxText = 4 << 10
 
@@ -132,11 +132,21 @@ func (d *decoder) payload(size uint32) (p []byte, whole bool, err error) {
 			p = append(make([]byte, 0, size), p...)[:size]
 		}
 		end := min(at+chunkSize, size)
-		if _, err := io.ReadFull(d.r, p[at:end]); err != nil {
+		// With the byte that stands behind the chunk, if there is room until the
+		// next chunk overwrites it: to read it alone would fill d.r with more of
+		// the payload, only to copy that once more.
+		ahead := min(end+1, uint32(len(p)))
+		if _, err := io.ReadFull(d.r, p[at:ahead]); err != nil {
 			return nil, false, noEOF(err)
 		}
 		at = end
-		if more, err := d.more(at, size); !more || err != nil {
+		var more bool
+		if ahead > end {
+			more, err = goes(p[end])
+		} else {
+			more, err = d.more(at, size)
+		}
+		if !more || err != nil {
 			return nil, false, err
 		}
 	}
@@ -167,6 +177,11 @@ func (d *decoder) more(at, size uint32) (bool, error) {
 	if err != nil {
 		return false, noEOF(err)
 	}
+	return goes(b)
+}
+
+// goes reads the byte between two chunks.
+func goes(b byte) (on bool, err error) {
 	if b != goesOn && b != withdrawn {
 		return false, fmt.Errorf("%w: %d between chunks", errProtocol, b)
 	}
