@@ -31,23 +31,24 @@ import (
 )
 
 // DefaultProbe is how often this node probes a member, unless configured.
-const DefaultProbe = time.Second
+const DefaultProbe = 800 * time.Millisecond
 
 // minProbe is the least that leaves time for an answer.
 const minProbe = 10 * time.Millisecond
 
 // How the other times follow from Options.Probe, with what they are by default.
-// A member that dies is found by the first to probe it (within about a second),
-// suspected when the probe has failed (one more), and dead after suspectFor.
+// A member that dies is found by the first to probe it (within about a probe, more
+// in larger groups), suspected when that has failed (one more), and dead suspectFor
+// after another confirms it: some 4 to 6 s in all.
 const (
-	suspectFor  = 3  // probes from suspicion to death in a group of up to ten: 3 s
-	suspectMax  = 2  // times suspectFor, if nobody else confirms it: 6 s
-	slowestMax  = 3  // times the probe interval, by a node that doubts itself: 3 s
-	rejoinEvery = 2  // probes between attempts to join who is not up: 2 s, jittered
-	forgetAfter = 30 // probes until memberlist forgets the dead: 30 s
-	syncEvery   = 30 // probes between exchanges of the whole state: 30 s
-	exchangeFor = 5  // probes until an exchange is given up: 5 s
-	leaveFor    = 2  // probes for which Close waits until others know: 2 s
+	suspectFor  = 3  // probes from suspicion to death in a group of up to ten: 2.4 s
+	suspectMax  = 2  // times suspectFor, if nobody else confirms it: 4.8 s
+	slowestMax  = 3  // times the probe interval, by a node that doubts itself: 2.4 s
+	rejoinEvery = 2  // probes between attempts to join who is not up: 1.6 s, jittered
+	forgetAfter = 30 // probes until memberlist forgets the dead: 24 s
+	syncEvery   = 30 // probes between exchanges of the whole state: 24 s
+	exchangeFor = 6  // probes until an exchange is given up: 4.8 s
+	leaveFor    = 2  // probes for which Close waits until others know: 1.6 s
 )
 
 // Options say what a Membership works with.
@@ -157,7 +158,7 @@ func (m *Membership) config(l *slog.Logger) *memberlist.Config {
 	c.PushPullInterval = syncEvery * m.probe
 	c.TCPTimeout = exchangeFor * m.probe
 	c.UDPBufferSize = packetSize
-	c.EnableCompression = false // small, and the largest is 200 KB for 1,000 members
+	c.EnableCompression = false // all of it is small
 	return c
 }
 

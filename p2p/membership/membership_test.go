@@ -216,11 +216,11 @@ func TestAKilledMemberIsDeadAndAliveAgainWhenItReturns(t *testing.T) {
 	}
 }
 
-// Nobody would notice by probing for at least 4 intervals, which are 40 s here.
+// Nobody would notice by probing for at least 4 intervals, which are 16 s here.
 func TestWhoLeavesPolitelyIsDeadAtOnce(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3)
-	c.probe = 10 * time.Second
+	c.probe = 4 * time.Second
 	c.startAll()
 	start := time.Now()
 	m := c.nodes["n2"]
@@ -455,4 +455,29 @@ func TestANodeThatIsNotRegisteredYetWaits(t *testing.T) {
 	}
 	c.register("n0", "n1")
 	c.allAlive()
+}
+
+func TestTheStateOfAThousandMembersFitsInAnExchange(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 0)
+	const n = 8
+	var ids []p2p.PeerID
+	for i := range n {
+		ids = append(ids, p2p.PeerID(fmt.Sprintf("12D3KooW%044d", i))) // as long as real ones
+	}
+	c.register(ids...)
+	c.startAll()
+	var size atomic.Int64
+	c.net.Watch(func(_, _ p2p.PeerID, req []byte) {
+		if req[0] == kindExchange && bytes.Contains(req, []byte(ids[0])) && bytes.Contains(req, []byte(ids[n-1])) {
+			size.Store(int64(len(req)))
+		}
+	})
+	c.kill(ids[1]) // the others try to join it from then on
+	eventually(t, "a state of all is sent", func() bool { return size.Load() > 0 })
+	if got := size.Load() / n * 1000; got > maxExchange {
+		t.Errorf("%d bytes for 1,000 members, the limit is %d", got, maxExchange)
+	} else {
+		t.Logf("%d bytes for 1,000 members", got)
+	}
 }
