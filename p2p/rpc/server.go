@@ -1,0 +1,182 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// Limits bound what a peer may ask of Serve. The zero value of a field is its
+// largest: p2p.MaxMessage and MaxOutstanding.
+type Limits struct {
+	Request    int // bytes of a request
+	Concurrent int // requests being answered at the same time
+}
+
+func (l Limits) orLargest() Limits {
+	if l.Request <= 0 || l.Request > p2p.MaxMessage {
+		l.Request = p2p.MaxMessage
+	}
+	if l.Concurrent <= 0 || l.Concurrent > MaxOutstanding {
+		l.Concurrent = MaxOutstanding
+	}
+	return l
+}
+
+// Serve answers the requests that a peer sends over a stream until the stream
+// ends, the peer breaks the rules or a limit, or parent ends. It closes the stream and
+// returns when the last handler has, nil if the peer ended the stream between two
+// frames. The context of a handler ends with the stream and when the peer cancels.
+func Serve(parent context.Context, stream io.ReadWriteCloser, from p2p.PeerID, handler p2p.Handler, limits Limits) error {
+	ctx, stop := context.WithCancel(parent)
+	s := &server{
+		ctx:     ctx,
+		from:    from,
+		handler: handler,
+		limits:  limits.orLargest(),
+		out:     newSender(),
+		running: make(map[uint32]*running),
+	}
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		defer close(closed)
+		s.out.close()
+		_ = stream.Close() // ends the reads and writes under way
+	})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		if s.out.run(stream) != nil {
+			stop() // the reader says why
+		}
+	})
+	err := s.receive(stream)
+	ended := parent.Err()
+	stop()
+	<-closed
+	writer.Wait()
+	s.handlers.Wait()
+	if ended != nil {
+		return ended
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// server is a stream being served.
+type server struct {
+	ctx      context.Context
+	from     p2p.PeerID
+	handler  p2p.Handler
+	limits   Limits
+	out      *sender // one frame for each of running at most
+	handlers sync.WaitGroup
+
+	mu      sync.Mutex
+	running map[uint32]*running // by id, until the answer is in the sender's buffer
+}
+
+// running is a request that has not been answered.
+type running struct {
+	cancel    context.CancelFunc
+	cancelled bool
+	answer    *outgoing // nil while the handler runs
+}
+
+func (s *server) receive(stream io.Reader) error {
+	d := newDecoder(stream, s.limits.Request)
+	for {
+		h, err := d.header()
+		if err != nil {
+			return err
+		}
+		switch h.kind {
+		case kindRequest:
+			err = s.request(d, h)
+		case kindCancel:
+			s.cancel(h.id)
+		default:
+			err = fmt.Errorf("%w: kind %d from a client", errProtocol, h.kind)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// request reads a request and starts its handler.
+func (s *server) request(d *decoder, h header) error {
+	s.mu.Lock()
+	used, n := s.running[h.id] != nil, len(s.running)
+	s.mu.Unlock()
+	if used || n >= s.limits.Concurrent {
+		return fmt.Errorf("%w: request %d beside %d others, at most %d", errProtocol, h.id, n, s.limits.Concurrent)
+	}
+	req, whole, err := d.payload(h.size)
+	if err != nil || !whole {
+		return err
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	r := &running{cancel: cancel}
+	s.mu.Lock()
+	s.running[h.id] = r
+	s.mu.Unlock()
+	s.handlers.Go(func() {
+		defer cancel()
+		answer, err := s.handler(ctx, s.from, req)
+		s.answer(h.id, r, answer, err)
+	})
+	return nil
+}
+
+// answer queues what a handler returned.
+func (s *server) answer(id uint32, r *running, answer []byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case r.cancelled:
+		s.put(id, r, kindFailure, nil)
+	case err != nil:
+		text := err.Error()
+		s.put(id, r, kindFailure, []byte(text[:min(len(text), maxText)]))
+	case len(answer) > p2p.MaxMessage:
+		s.put(id, r, kindTooLarge, nil)
+	default:
+		s.put(id, r, kindAnswer, answer)
+	}
+}
+
+// put queues the frame that ends a request. s.mu is held.
+func (s *server) put(id uint32, r *running, k kind, payload []byte) {
+	r.answer = &outgoing{
+		header: header{size: uint32(len(payload)), id: id, kind: k},
+		pieces: [][]byte{payload},
+		// The id is free before the last of the answer is written, so that the
+		// client, which may use it again then, is never taken for a liar.
+		sent: func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			delete(s.running, id)
+		},
+	}
+	s.out.put(r.answer)
+}
+
+// cancel ends a request whose caller has gone.
+func (s *server) cancel(id uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.running[id]
+	if r == nil || r.cancelled {
+		return // answered, while this was on its way
+	}
+	r.cancelled = true
+	r.cancel()
+	if r.answer != nil && s.out.withdraw(r.answer) == waiting {
+		s.put(id, r, kindFailure, nil)
+	}
+}
