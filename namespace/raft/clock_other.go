@@ -4,8 +4,9 @@ package raft
 
 import "time"
 
-var started = time.Now()
-
-// bootTime is monotonic; whether it goes on while the machine sleeps is up to the
-// system.
-func bootTime() time.Duration { return time.Since(started) }
+// newClock returns a monotonic time; whether it goes on while the machine sleeps is
+// up to the system.
+func newClock() func() time.Duration {
+	start := time.Now()
+	return func() time.Duration { return time.Since(start) }
+}

@@ -71,7 +71,7 @@ func (o *Options) setDefaults() {
 		o.TTL = 12 * time.Second
 	}
 	if o.Clock == nil {
-		o.Clock = bootTime
+		o.Clock = newClock()
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -1,17 +1,13 @@
 package raft
 
-import (
-	"time"
-)
-
 // What the leader does now and then.
 
 // caughtUp is how many entries a member may lack and still be made a voter.
 const caughtUp = 256
 
-// changeAgain is how long the leader waits for a change of the group that it
+// changeAgain is how many ticks the leader waits for a change of the group that it
 // proposed before it proposes one again.
-const changeAgain = 2 * time.Second
+const changeAgain = 10
 
 // tend is called by the run loop for each tick.
 func (l *Log) tend(tick int) {
@@ -40,7 +36,7 @@ func (l *Log) becameLeader(leads bool) {
 // group proposes the next step towards the voters that there should be.
 func (l *Log) group() {
 	view := l.o.State.View()
-	if now := l.o.Clock(); view == nil || l.tried != 0 && now-l.tried < changeAgain {
+	if now := l.o.Clock(); view == nil || l.tried != 0 && now-l.tried < changeAgain*l.o.Tick {
 		return
 	}
 	s := l.core.rn.Status()
