@@ -186,14 +186,12 @@ func (r *Replica) next(l *lane) (batch []*entry, sync bool) {
 
 // send gives the peer those blocks of the batch that it lacks.
 func (r *Replica) send(l *lane, batch []*entry, sync bool) {
-	ctx, cancel := context.WithTimeout(r.ctx, pushTimeout)
-	defer cancel()
-	lacks, err := r.ask(ctx, l, batch)
+	lacks, err := r.ask(l, batch)
 	if err != nil {
 		r.gaveUp(l, batch, err)
 		return
 	}
-	blocks, sent, lost := r.load(ctx, lacks)
+	blocks, sent, lost := r.load(lacks)
 	if len(lost) > 0 {
 		r.locked(func() { r.failed(l, lost) })
 	}
@@ -203,6 +201,8 @@ func (r *Replica) send(l *lane, batch []*entry, sync bool) {
 		}
 		return
 	}
+	ctx, cancel := context.WithTimeout(r.ctx, pushTimeout)
+	defer cancel()
 	errs, boot, err := l.p.PutStored(ctx, blocks, sync)
 	if err != nil {
 		r.gaveUp(l, sent, err)
@@ -230,7 +230,7 @@ func (r *Replica) send(l *lane, batch []*entry, sync bool) {
 }
 
 // ask returns the blocks of the batch that the peer lacks; those it has are done.
-func (r *Replica) ask(ctx context.Context, l *lane, batch []*entry) (lacks []*entry, err error) {
+func (r *Replica) ask(l *lane, batch []*entry) (lacks []*entry, err error) {
 	size := int64(0)
 	cids := make([]cas.CID, len(batch))
 	for i, e := range batch {
@@ -240,6 +240,8 @@ func (r *Replica) ask(ctx context.Context, l *lane, batch []*entry) (lacks []*en
 	if size <= askAbove {
 		return batch, nil
 	}
+	ctx, cancel := context.WithTimeout(r.ctx, getTimeout)
+	defer cancel()
 	has, boot, err := l.p.Have(ctx, cids)
 	if err != nil {
 		return nil, err
@@ -257,9 +259,9 @@ func (r *Replica) ask(ctx context.Context, l *lane, batch []*entry) (lacks []*en
 }
 
 // load reads blocks as they are stored. Those that cannot be read are lost.
-func (r *Replica) load(ctx context.Context, entries []*entry) (blocks []segment.Stored, of, lost []*entry) {
+func (r *Replica) load(entries []*entry) (blocks []segment.Stored, of, lost []*entry) {
 	for _, e := range entries {
-		s, err := r.o.Local.Stored(ctx, e.cid, nil)
+		s, err := r.o.Local.Stored(r.ctx, e.cid, nil)
 		if err != nil {
 			if r.ctx.Err() == nil {
 				r.o.Logger.Error("block that was put cannot be read to be sent", "cid", e.cid, "err", err)

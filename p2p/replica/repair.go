@@ -3,6 +3,8 @@ package replica
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -337,7 +339,7 @@ func (p *pass) sendSome(to *peer, blocks []segment.Stored, at []int, size int) (
 // sync makes durable what the answers of the pass said of peers.
 func (p *pass) sync() {
 	var wg sync.WaitGroup
-	for id := range p.boots {
+	for _, id := range slices.Collect(maps.Keys(p.boots)) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(p.r.ctx, pushTimeout)
 			defer cancel()

@@ -314,7 +314,7 @@ func (r *Replica) Drained() bool {
 		return false
 	}
 	r.queue.mu.Lock()
-	pending := r.queue.open.Len()
+	pending := len(r.queue.entries) + len(r.queue.behind)
 	r.queue.mu.Unlock()
 	return pending == 0 && r.repair.cleanIn(c)
 }
