@@ -181,8 +181,19 @@ func (db *DB) commitSummary(b *pebble.Batch, sum Summary) error {
 // EachBlock calls fn for every block known when it was called, in order of hash,
 // until fn fails.
 func (db *DB) EachBlock(fn func(*Hash, Location) error) error {
+	return db.eachBlock([]byte{SpaceBlocks}, fn)
+}
+
+// EachBlockAfter is EachBlock for the blocks whose hash is greater than after.
+func (db *DB) EachBlockAfter(after *Hash, fn func(*Hash, Location) error) error {
+	key := make([]byte, 0, 1+cas.HashSize+1)
+	key = append(append(key, SpaceBlocks), after[:]...)
+	return db.eachBlock(append(key, 0), fn)
+}
+
+func (db *DB) eachBlock(lower []byte, fn func(*Hash, Location) error) error {
 	it, err := db.pebble.NewIter(&pebble.IterOptions{
-		LowerBound: []byte{SpaceBlocks},
+		LowerBound: lower,
 		UpperBound: []byte{SpaceBlocks + 1},
 	})
 	if err != nil {

@@ -1,0 +1,244 @@
+// Package exchange is the block protocol, /cairn/blocks/1: which blocks a node
+// has, sending them, taking them, and making them durable, many at once. A peer is
+// a cas.Store.
+//
+// Blocks travel as they are stored, compressed or not, and whoever receives one
+// verifies it before anything else is done with it: a node that sends other bytes
+// than it was asked for is found out, not believed. "Have" and "put" concern the
+// durable store of a node only, never what it caches.
+//
+// Every answer carries the number of the run of the node, its boot. Blocks that
+// were put are durable after a sync that is answered in the same run; a node that
+// was started again in between may have lost them.
+package exchange
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/segment"
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// Protocol is the name of the protocol.
+const Protocol p2p.Protocol = "/cairn/blocks/1"
+
+// serverBytes bounds the memory for requests that carry blocks and answers that
+// do, of all peers together; further requests wait.
+const serverBytes = 64 << 20
+
+// Local is the durable store of a node.
+type Local interface {
+	cas.Store
+	// Stored reads a block as it is stored, not verified.
+	Stored(ctx context.Context, c cas.CID, buf []byte) (segment.Stored, error)
+}
+
+var _ Local = (*segment.Store)(nil)
+
+// ServerOptions say what Serve serves. Local is required.
+type ServerOptions struct {
+	Local Local
+	// Cache is asked for blocks that are wanted and not in Local; may be nil.
+	Cache cas.Getter
+	// Boot is the number of this run, different each time; 0 draws one.
+	Boot uint64
+	// Logger is told when the local store fails; nil is slog.Default().
+	Logger *slog.Logger
+}
+
+type server struct {
+	o    ServerOptions
+	room *semaphore.Weighted // serverBytes
+}
+
+// Serve answers the requests that come in over t until t.Handle(Protocol, nil).
+func Serve(t p2p.Transport, o ServerOptions) {
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	for o.Boot == 0 {
+		var b [8]byte
+		_, _ = rand.Read(b[:]) // never fails
+		o.Boot = binary.LittleEndian.Uint64(b[:])
+	}
+	s := &server{o: o, room: semaphore.NewWeighted(serverBytes)}
+	t.Handle(Protocol, s.handle)
+}
+
+func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
+	r, err := parseRequest(req)
+	if err != nil {
+		return nil, err
+	}
+	switch r.op {
+	case opHave:
+		return s.have(ctx, &r)
+	case opWant:
+		return s.want(ctx, &r)
+	case opPut:
+		return s.put(ctx, from, &r)
+	}
+	return appendAnswer(nil, opSync, s.o.Boot, len(r.cids)), s.o.Local.Sync(ctx)
+}
+
+func (s *server) have(ctx context.Context, r *request) ([]byte, error) {
+	has, err := s.o.Local.Has(ctx, r.cids...)
+	if err != nil {
+		return nil, err
+	}
+	b := appendAnswer(make([]byte, 0, answerHead+len(has)), opHave, s.o.Boot, len(has))
+	for _, h := range has {
+		if h {
+			b = append(b, byte(statusYes))
+		} else {
+			b = append(b, byte(statusNo))
+		}
+	}
+	return b, nil
+}
+
+// want sends the blocks that are held, until the answer is full.
+func (s *server) want(ctx context.Context, r *request) ([]byte, error) {
+	const entryHead = 1 + formSize
+	size := int64(min(len(r.cids)*cas.MaxBlockSize, MaxPayload+cas.MaxBlockSize))
+	if err := s.room.Acquire(ctx, size); err != nil {
+		return nil, err
+	}
+	defer s.room.Release(size)
+	guess := min(len(r.cids)*(64<<10), MaxPayload)
+	b := appendAnswer(make([]byte, 0, answerHead+guess+len(r.cids)*entryHead), opWant, s.o.Boot, len(r.cids))
+	payload := 0
+	for _, c := range r.cids {
+		if payload >= MaxPayload {
+			b = append(b, byte(statusLater))
+			continue
+		}
+		var free []byte
+		if cap(b)-len(b) > entryHead {
+			free = b[len(b)+entryHead : cap(b)]
+		}
+		block, err := s.read(ctx, c, r.flags&flagCheck != 0, free)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case errors.Is(err, cas.ErrNotFound):
+			b = append(b, byte(statusNo))
+		case errors.Is(err, cas.ErrCorrupt):
+			b = append(b, byte(statusCorrupt))
+		case err != nil:
+			s.o.Logger.Error("block cannot be read for a peer", "cid", c, "err", err)
+			b = append(b, byte(statusFailed))
+		case payload > 0 && payload+len(block.Payload) > MaxPayload:
+			b = append(b, byte(statusLater))
+		default:
+			payload += len(block.Payload)
+			b = appendForm(append(b, byte(statusYes)), &block)
+			// If the payload was read to where it belongs, this moves nothing.
+			b = append(b, block.Payload...)
+		}
+	}
+	return b, nil
+}
+
+// read returns a block as it is to be sent; check has it verified, by which the
+// local store notices damage.
+func (s *server) read(ctx context.Context, c cas.CID, check bool, buf []byte) (segment.Stored, error) {
+	var stored segment.Stored
+	var err error
+	if check {
+		var b cas.Block
+		if b, err = s.o.Local.Get(ctx, c, nil); err == nil {
+			return segment.Plain(b), nil
+		}
+	} else if stored, err = s.o.Local.Stored(ctx, c, buf); err == nil {
+		return stored, nil
+	}
+	if s.o.Cache != nil {
+		if b, cacheErr := s.o.Cache.Get(ctx, c, nil); cacheErr == nil {
+			return segment.Plain(b), nil
+		}
+	}
+	return stored, err
+}
+
+// put stores those of the blocks that are what their CIDs name.
+func (s *server) put(ctx context.Context, from p2p.PeerID, r *request) ([]byte, error) {
+	size := int64(0)
+	for i := range r.blocks {
+		size += int64(r.blocks[i].Raw)
+	}
+	// Blocks that compress well may be much larger than the message; not all of
+	// them are there at once.
+	size = min(size, MaxPayload+cas.MaxBlockSize)
+	if err := s.room.Acquire(ctx, size); err != nil {
+		return nil, err
+	}
+	defer s.room.Release(size)
+
+	head := appendAnswer(make([]byte, 0, answerHead+len(r.blocks)), opPut, s.o.Boot, len(r.blocks))
+	b := head[:answerHead+len(r.blocks)]
+	of := b[answerHead:]
+	batch := make([]cas.Block, 0, len(r.blocks))
+	bytes := 0
+	flush := func(upTo int) error {
+		err := s.store(ctx, batch, r.cids[:upTo], of[:upTo])
+		clear(batch)
+		batch, bytes = batch[:0], 0
+		return err
+	}
+	for i := range r.blocks {
+		of[i] = byte(statusYes)
+		block, err := r.blocks[i].Block(nil)
+		if err != nil {
+			of[i] = byte(statusCorrupt)
+			s.o.Logger.Warn("peer sent a block that is not what its CID names", "peer", from, "cid", r.cids[i])
+			continue
+		}
+		// At most so much is decompressed at once.
+		if batch, bytes = append(batch, block), bytes+len(block.Data()); bytes >= MaxPayload {
+			if err := flush(i + 1); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := flush(len(of)); err != nil {
+		return nil, err
+	}
+	if r.flags&flagSync != 0 {
+		if err := s.o.Local.Sync(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// store puts the batch; where that fails, it looks which of the blocks are there.
+func (s *server) store(ctx context.Context, batch []cas.Block, cids []cas.CID, of []byte) error {
+	err := s.o.Local.Put(ctx, batch...)
+	if err == nil {
+		return nil
+	}
+	why := statusFailed
+	if errors.Is(err, cas.ErrNoSpace) {
+		why = statusFull
+	} else {
+		s.o.Logger.Error("block of a peer cannot be stored", "err", err)
+	}
+	has, err := s.o.Local.Has(ctx, cids...)
+	if err != nil {
+		return err
+	}
+	for i := range of {
+		if of[i] == byte(statusYes) && !has[i] {
+			of[i] = byte(why)
+		}
+	}
+	return nil
+}

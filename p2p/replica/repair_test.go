@@ -1,0 +1,169 @@
+package replica
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cairnfs/cairn/p2p"
+)
+
+func TestANodeThatJoinsIsFilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 3, 2, Options{})
+		defer c.close()
+		blocks := someBlocks(t, 3000, 20)
+		put(t, c.nodes[0], blocks...)
+		syncAll(t, c.nodes[0])
+		time.Sleep(time.Second)
+		c.add(p2p.RoleStorage)
+		c.announce()
+		time.Sleep(time.Minute)
+		c.wantOwned(blocks)
+		sent, lost := int64(0), int64(0)
+		for _, n := range c.nodes {
+			s := n.Status()
+			sent += s.Repaired
+			lost += s.UnderReplicated
+			if !s.PassDone {
+				t.Errorf("node %s: %+v", n.id.Short(), s)
+			}
+		}
+		got := 0
+		for _, b := range blocks {
+			if held, _ := c.nodes[3].local.holds(b.CID()); held {
+				got++
+			}
+		}
+		if got == 0 || sent != int64(got) || lost != 0 {
+			t.Errorf("%d blocks came to the new node, %d were sent, %d are said to lack a copy", got, sent, lost)
+		}
+	})
+}
+
+func TestANodeThatLostItsDiskIsFilledWhenItComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 3, 3, Options{})
+		defer c.close()
+		blocks := someBlocks(t, 500, 20)
+		put(t, c.nodes[0], blocks...)
+		syncAll(t, c.nodes[0])
+		c.down(true, 2)
+		time.Sleep(5 * time.Second)
+		c.nodes[2].local.wipe()
+		c.down(false, 2)
+		time.Sleep(time.Minute)
+		c.wantOwned(blocks)
+	})
+}
+
+func TestWhatANodeMissedWhileItWasAwayReachesItWithoutAnybodyAsking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 3, 3, Options{})
+		defer c.close()
+		c.down(true, 2)
+		blocks := someBlocks(t, 100, 200)
+		put(t, c.nodes[0], blocks...)
+		syncAll(t, c.nodes[0])
+		time.Sleep(time.Minute)
+		if s := c.nodes[0].Status(); s.UnderReplicated != 100 {
+			t.Errorf("status %+v", s)
+		}
+		c.down(false, 2)
+		time.Sleep(time.Minute)
+		c.wantOwned(blocks)
+		if s := c.nodes[0].Status(); s.UnderReplicated != 0 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+func TestANodeIsDrainedWhenAllOwnersHaveWhatItHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 4, 2, Options{})
+		defer c.close()
+		blocks := someBlocks(t, 400, 50)
+		put(t, c.nodes[3], blocks...)
+		syncAll(t, c.nodes[3])
+		if c.nodes[3].Drained() {
+			t.Error("drained before it was asked for")
+		}
+		c.down(true, 1)
+		c.state(3, p2p.Draining)
+		time.Sleep(5 * time.Minute)
+		if c.nodes[3].Drained() {
+			t.Error("drained though an owner does not answer")
+		}
+		c.down(false, 1)
+		time.Sleep(5 * time.Minute)
+		if s := c.nodes[3].Status(); !c.nodes[3].Drained() || s.Droppable != int64(len(blocks)) {
+			t.Errorf("not drained: %+v", s)
+		}
+		c.wantOwned(blocks)
+		for _, b := range blocks {
+			for _, n := range c.owners(b.CID()) {
+				if _, durable := n.local.holds(b.CID()); !durable {
+					t.Fatal("a copy is not durable")
+				}
+			}
+		}
+		put(t, c.nodes[3], someBlocks(t, 1, 50)...)
+		if c.nodes[3].Drained() {
+			t.Error("drained with a block just put")
+		}
+		if c.nodes[0].Drained() {
+			t.Error("another node is drained")
+		}
+	})
+}
+
+func TestADamagedCopyIsReplacedByAPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 3, 3, Options{})
+		defer c.close()
+		blocks := someBlocks(t, 50, 50)
+		put(t, c.nodes[0], blocks...)
+		syncAll(t, c.nodes[0])
+		time.Sleep(time.Second)
+		c.nodes[2].local.damage(blocks[7].CID())
+		time.Sleep(2 * DefaultRepairEvery)
+		c.wantOwned(blocks)
+	})
+}
+
+func TestRepairKeepsToItsRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 1, 2, Options{RepairRate: 1 << 20})
+		defer c.close()
+		blocks := someBlocks(t, 40, 512<<10) // 20 MiB
+		put(t, c.nodes[0], blocks...)
+		syncAll(t, c.nodes[0])
+		began := time.Now()
+		c.add(p2p.RoleStorage)
+		c.announce()
+		for c.nodes[0].Status().Repaired < int64(len(blocks)) {
+			if time.Since(began) > 5*time.Minute {
+				t.Fatalf("%+v", c.nodes[0].Status())
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if took := time.Since(began); took < 18*time.Second || took > 40*time.Second {
+			t.Errorf("20 MiB at 1 MiB/s took %v", took)
+		}
+		c.wantOwned(blocks)
+	})
+}
+
+func TestClosingWithBlocksPendingEndsEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 3, 3, Options{})
+		for _, n := range c.nodes[1:] {
+			n.set(func(p *port) { p.stalls = true })
+		}
+		put(t, c.nodes[0], someBlocks(t, 100, 1000)...)
+		c.close()
+		if err := c.nodes[0].Sync(t.Context()); err == nil {
+			t.Error("Sync succeeds")
+		}
+	})
+}
