@@ -63,8 +63,10 @@ func (n *Node) checkpoint() error {
 	// records would be missed that are gone.
 	n.checkpointing.Lock()
 	defer n.checkpointing.Unlock()
-	keep := n.journal.Last() + 1
-	n.log.Applied() // waits until commands that are in the journal are in the index
+	keep, err := n.log.checkpoint(n.journal.Last() + 1)
+	if err != nil {
+		return err
+	}
 	if err := n.volume.TrimJournal(keep, func(k journal.Seq) error { keep = k; return nil }); err != nil {
 		return err
 	}
@@ -107,6 +109,9 @@ func (n *Node) readKept() (journal.Seq, error) {
 
 // trimHistory forgets what was overwritten longer ago than it must be readable.
 func (n *Node) trimHistory(ctx context.Context) error {
+	if c := n.cluster.Load(); c != nil && c.group.Status().Role != "leader" {
+		return nil // one node does it for all
+	}
 	before := n.o.Now().Add(-n.o.History).UnixNano()
 	for {
 		res, err := n.propose(ctx, &namespace.TrimHistory{Time: before})

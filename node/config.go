@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -154,12 +155,23 @@ func writeConfig(fsys vfs.FS, dir string, c config) error {
 	if err != nil {
 		return err
 	}
-	path := fsys.PathJoin(dir, configName)
+	return replaceFile(fsys, dir, configName, append(data, '\n'))
+}
+
+// replaceFile gives a file of the data directory another content, durably and at
+// once. Only its owner may read it.
+func replaceFile(fsys vfs.FS, dir, name string, data []byte) error {
+	path := fsys.PathJoin(dir, name)
 	f, err := fsys.Create(path+".tmp", vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(data, '\n'))
+	if fsys == vfs.Default {
+		err = os.Chmod(path+".tmp", 0o600)
+	}
+	if err == nil {
+		_, err = f.Write(data)
+	}
 	if err == nil {
 		err = f.Sync()
 	}

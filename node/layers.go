@@ -46,6 +46,7 @@ func (n *Node) openNames(context.Context) error {
 	if n.state, err = namespace.Open(n.index.Pebble(), o); err != nil {
 		return err
 	}
+	n.state.Observe(n.observe)
 	return nil
 }
 
@@ -55,38 +56,26 @@ func (n *Node) openNames(context.Context) error {
 // applying makes the index flush now and then, for which the journal must be
 // synced, and it cannot be while it is being replayed.
 func (n *Node) openVolume(ctx context.Context) error {
-	log := &watchedLog{solo.Open(n.state, n.journal, n.blocks.Mark), n.failed}
+	n.log = &ordering{solo: solo.Open(n.state, n.journal, n.blocks.Mark), failed: n.failed}
+	n.stores.use(n.blocks)
 	n.volume = volume.New(volume.Options{
-		Store: n.blocks, Format: n.format, State: n.state, Log: log, Journal: n.journal,
-		Usage: n.usage, Now: n.o.Now, Logger: n.o.Logger,
+		Store: &n.stores, Format: n.format, State: n.state, Log: n.log, Journal: n.journal,
+		Usage: n.usage, Now: n.o.Now, Logger: n.o.Logger, Recover: n.recovery,
 	})
-	var commands []journal.Record // without payloads
-	err := n.journal.Replay(n.kept, n.blocks.ValidMark(), func(rec journal.Record) error {
-		switch rec.Kind {
-		case journal.KindRange:
-			return n.volume.Replay(rec)
-		case journal.KindCommand:
-			rec.Payload = nil
-			commands = append(commands, rec)
-			return nil
-		}
-		return fmt.Errorf("%w: journal record %d is of an unknown kind %d", ErrDamaged, rec.Seq, rec.Kind)
-	})
+	clustered, err := n.clustered()
 	if err != nil {
 		return err
 	}
-	n.log = log
-	n.index.SetBarrier(n.syncLogs)
-	var buf []byte
-	for _, rec := range commands {
-		buf = append(buf[:0], make([]byte, rec.At.Len)...)
-		if err := n.journal.ReadAt(buf, rec.At, 0); err != nil {
+	if clustered {
+		if err := n.openCluster(ctx); err != nil {
 			return err
 		}
-		rec.Payload = buf
-		if err := log.Replay(rec); err != nil {
-			return err
-		}
+	}
+	if err := n.replay(); err != nil {
+		return err
+	}
+	if clustered {
+		return n.startCluster(ctx)
 	}
 	if err := n.volume.Start(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("start volume: %w", err)
@@ -99,6 +88,61 @@ func (n *Node) openVolume(ctx context.Context) error {
 		return fmt.Errorf("%w: there are blocks, but index and journal with the names of files are lost", ErrDamaged)
 	}
 	return n.ownRoot(ctx)
+}
+
+// replay reads what the journal holds.
+func (n *Node) replay() error {
+	group := n.log.cluster()
+	var commands []journal.Record // without payloads
+	err := n.journal.Replay(n.kept, n.blocks.ValidMark(), func(rec journal.Record) error {
+		switch rec.Kind {
+		case journal.KindRange:
+			return n.volume.Replay(rec)
+		case journal.KindLog:
+			if group == nil {
+				return nil // of a member that takes no part now
+			}
+			return group.Replay(rec)
+		case journal.KindCommand:
+			rec.Payload = nil
+			commands = append(commands, rec)
+			return nil
+		}
+		return fmt.Errorf("%w: journal record %d is of an unknown kind %d", ErrDamaged, rec.Seq, rec.Kind)
+	})
+	if err != nil {
+		return err
+	}
+	n.index.SetBarrier(n.syncLogs)
+	var buf []byte
+	for _, rec := range commands {
+		buf = append(buf[:0], make([]byte, rec.At.Len)...)
+		if err := n.journal.ReadAt(buf, rec.At, 0); err != nil {
+			return err
+		}
+		rec.Payload = buf
+		if err := n.log.solo.Replay(rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startCluster is the end of openVolume on a member.
+func (n *Node) startCluster(ctx context.Context) error {
+	c := n.cluster.Load()
+	if c == nil {
+		return nil // offline: read only
+	}
+	n.volume.Share(c.group)
+	if err := n.volume.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("start volume: %w", err)
+	}
+	if err := c.group.Start(); err != nil {
+		return err
+	}
+	c.start(ctx)
+	return n.awaitNames(ctx)
 }
 
 // ownRoot is the first command of a new store: the root directory belongs to
@@ -171,35 +215,6 @@ func (n *Node) usage() (volume.Usage, error) {
 		Avail: u.AvailBytes - min(u.AvailBytes, n.floor(u)),
 		Low:   u.AvailBytes < min(low, u.TotalBytes/lowDiskFraction),
 	}, nil
-}
-
-// watchedLog tells of errors after which the log does not work any more.
-type watchedLog struct {
-	*solo.Log
-	failed chan error // holds the first
-}
-
-func (w *watchedLog) Propose(ctx context.Context, cmd *namespace.Command) (namespace.Result, error) {
-	res, err := w.Log.Propose(ctx, cmd)
-	w.watch(ctx, err)
-	return res, err
-}
-
-func (w *watchedLog) Sync(ctx context.Context) error {
-	err := w.Log.Sync(ctx)
-	w.watch(ctx, err)
-	return err
-}
-
-func (w *watchedLog) watch(ctx context.Context, err error) {
-	if err == nil || ctx.Err() != nil || errors.Is(err, solo.ErrTooLarge) ||
-		errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return
-	}
-	select {
-	case w.failed <- err:
-	default:
-	}
 }
 
 // explain makes of an error of the layers below what Open says of it.

@@ -10,6 +10,9 @@
 //	index/        block locations and namespace, derived from these: index
 //	control.sock  while a mount runs: node/control
 //	cairn.log     of a mount in the background
+//	key, member   of a member of a cluster (member.go)
+//	cache/        blocks of other nodes that were read here: cas/cache
+//	recovered/    what could not be stored under its name after a session ended
 //
 // What decides correctness between the layers is here as well: the journal is
 // synced behind the segments it refers to and the index is flushed behind both
@@ -25,6 +28,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -63,6 +67,21 @@ type Options struct {
 	// is 24 hours.
 	History time.Duration
 
+	// Offline opens the store of a member of a cluster without taking part in
+	// it: what is here can be read, nothing can be changed.
+	Offline bool
+	// Listen is where a member listens from now on, HOST:PORT; default: where it
+	// did, at first DefaultListen.
+	Listen string
+	// Name is what people call the node; default: the name of the host.
+	Name string
+	// BlockCache is the disk space, in bytes, for blocks of others that were read
+	// here; 0 is DefaultBlockCache, less than 0 none.
+	BlockCache int64
+	// RepairRate bounds what repair sends to other nodes, in bytes a second; 0
+	// does not.
+	RepairRate int64
+
 	FS     vfs.FS           // default: the operating system's
 	Now    func() time.Time // default: time.Now
 	Random io.Reader        // default: crypto/rand
@@ -70,6 +89,9 @@ type Options struct {
 
 	journalFile int64 // size of a file of the journal, for tests
 }
+
+// DefaultBlockCache is the disk space for blocks of other nodes, in bytes.
+const DefaultBlockCache = 10 << 30
 
 func (o *Options) setDefaults() {
 	if o.Chunker == (chunker.Params{}) {
@@ -102,7 +124,8 @@ type Node struct {
 	blocks  *segment.Store
 	journal *journal.Journal
 	state   *namespace.State
-	log     *watchedLog
+	log     *ordering
+	stores  storage
 	volume  *volume.Volume
 	pinned  pinSizes
 
@@ -110,6 +133,10 @@ type Node struct {
 
 	checkpointing sync.Mutex
 	kept          journal.Seq // first record that is needed, as of the last checkpoint
+
+	memberFile memberFile
+	cluster    atomic.Pointer[cluster] // nil: alone, or offline
+	founding   sync.Mutex
 
 	mu     sync.Mutex
 	mounts []string
@@ -129,7 +156,11 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{o: o, failed: make(chan error, 1)}
 	if err := n.open(ctx); err != nil {
 		// What closing says is a consequence; the cause is enough to know.
-		if closeErr := n.release(); closeErr != nil {
+		var closeErr error
+		if c := n.cluster.Load(); c != nil {
+			closeErr = c.close()
+		}
+		if closeErr = errors.Join(closeErr, n.release()); closeErr != nil {
 			o.Logger.Debug("closing after a failed open", "err", closeErr)
 		}
 		return nil, explain(err)
@@ -160,6 +191,12 @@ func (n *Node) Close() error {
 	n.stop()
 	n.tending.Wait()
 	err := n.volume.Close(context.Background())
+	if c := n.cluster.Load(); c != nil {
+		err = errors.Join(err, c.close())
+	}
+	if n.offline() {
+		return errors.Join(err, n.release())
+	}
 	// After a failed sync nothing may be trimmed; what is in the journal is
 	// applied again at the next start.
 	if err == nil {
@@ -167,6 +204,9 @@ func (n *Node) Close() error {
 	}
 	return errors.Join(err, n.release())
 }
+
+// offline reports whether the node is a member that takes no part.
+func (n *Node) offline() bool { return n.memberFile.Raft != 0 && n.cluster.Load() == nil }
 
 // release closes what is open, from the top down.
 func (n *Node) release() error {
@@ -216,6 +256,9 @@ func (n *Node) openDir(context.Context) error {
 		}
 	}
 	// Who held the lock before may have made the store just now.
+	if n.memberFile, _, err = readMember(o.FS, o.Dir); err != nil {
+		return err
+	}
 	if n.config, err = n.readConfig(); errors.Is(err, ErrNoStore) && o.Create {
 		if n.config, err = newConfig(o.Random, o.Now(), o.Chunker); err != nil {
 			return err
@@ -290,7 +333,7 @@ func checkEmpty(fsys vfs.FS, dir string) error {
 	}
 	for _, name := range names {
 		switch name {
-		case lockName, configName + ".tmp":
+		case lockName, configName + ".tmp", keyName, keyName + ".tmp", memberName, memberName + ".tmp": // of a Join that was interrupted
 		case segmentsDir, journalDir:
 			if below, err := fsys.List(fsys.PathJoin(dir, name)); err != nil || len(below) > 0 {
 				return fmt.Errorf("%w: it has %s, but no config file", ErrDamaged, name)

@@ -29,24 +29,27 @@ func (n *Node) Failed() <-chan error { return n.failed }
 
 // Get reads a block.
 func (n *Node) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
-	return n.blocks.Get(ctx, c, buf)
+	return n.stores.Get(ctx, c, buf)
 }
 
 // Put stores blocks.
 func (n *Node) Put(ctx context.Context, blocks ...cas.Block) error {
-	return n.blocks.Put(ctx, blocks...)
+	return n.stores.Put(ctx, blocks...)
 }
 
 // Has says which blocks are stored.
 func (n *Node) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
-	return n.blocks.Has(ctx, cids...)
+	return n.stores.Has(ctx, cids...)
 }
 
 // Sync makes the blocks put so far durable.
-func (n *Node) Sync(ctx context.Context) error { return n.blocks.Sync(ctx) }
+func (n *Node) Sync(ctx context.Context) error { return n.stores.Sync(ctx) }
 
 // propose has ops ordered, applied and made durable.
 func (n *Node) propose(ctx context.Context, ops ...namespace.Op) (namespace.Result, error) {
+	if n.offline() {
+		return namespace.Result{}, ErrOffline
+	}
 	res, err := n.log.Propose(ctx, &namespace.Command{Time: n.o.Now().UnixNano(), Ops: ops})
 	if err != nil {
 		return res, err
@@ -134,7 +137,7 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 	}
 	err := n.Pins(ctx, func(p control.Pin) error {
 		s.Pins.Count++
-		s.Pins.LogicalBytes += n.pinned.size(ctx, n.blocks, p.CID)
+		s.Pins.LogicalBytes += n.pinned.size(ctx, &n.stores, p.CID)
 		return nil
 	})
 	if err != nil {
@@ -143,6 +146,7 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 	if s.Store.RawBytes > 0 {
 		s.DedupRatio = float64(s.Namespace.LogicalBytes+s.Pins.LogicalBytes) / float64(s.Store.RawBytes)
 	}
+	n.clusterStatus(ctx, &s)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s.Mounts = append([]string{}, n.mounts...)

@@ -55,6 +55,7 @@ type Node interface {
 	Unpin(ctx context.Context, cids ...cas.CID) error
 	// Close gives up this hold on the store. Only the owner's Close stops it.
 	Close() error
+	Cluster
 }
 
 // MaxPinName is the length of the longest name of a pin, in bytes.
@@ -80,6 +81,13 @@ type Status struct {
 	// blocks are stored that no file or pin refers to any more.
 	DedupRatio float64  `json:"dedupRatio"`
 	Mounts     []string `json:"mounts"`
+
+	// Of a member of a cluster; Node, Raft and Blocks while it runs.
+	Node    *NodeStatus    `json:"node,omitempty"`
+	Cluster *ClusterStatus `json:"cluster,omitempty"`
+	Raft    *RaftStatus    `json:"raft,omitempty"`
+	Peers   []PeerStatus   `json:"peers,omitempty"`
+	Blocks  *BlocksStatus  `json:"blocks,omitempty"`
 }
 
 // StoreStatus counts blocks.

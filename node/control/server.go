@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -96,7 +97,7 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	for pattern, h := range map[string]handler{
+	routes := map[string]handler{
 		"GET /v1/hello":       s.hello,
 		"GET /v1/status":      s.status,
 		"GET /v1/pins":        s.pins,
@@ -107,7 +108,9 @@ func (s *Server) routes() http.Handler {
 		"POST /v1/blocks/get": s.get,
 		"POST /v1/blocks/has": s.has,
 		"POST /v1/blocks/put": s.put,
-	} {
+	}
+	maps.Copy(routes, s.clusterRoutes())
+	for pattern, h := range routes {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.call(h, w, r) })
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

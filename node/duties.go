@@ -1,0 +1,190 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// What members ask each other besides commands and blocks, and what the leader does
+// for all: it removes inodes that no program has open any more, and takes note of
+// members that are away.
+
+// protocolHolds asks which of some inodes a node has open, once it has applied a
+// command: its index, then the inodes, 8 bytes each. The answer is a byte for each.
+const protocolHolds p2p.Protocol = "/cairn/holds/1"
+
+// protocolInfo asks what a node has stored; the answer is JSON.
+const protocolInfo p2p.Protocol = "/cairn/info/1"
+
+// nodeInfo is the answer.
+type nodeInfo struct {
+	UsedBytes     int64 `json:"usedBytes"`
+	CapacityBytes int64 `json:"capacityBytes"`
+	Drained       bool  `json:"drained"`
+}
+
+const (
+	askPatience = 2 * time.Second
+	reapBatch   = namespace.MaxOps
+	// awayAfter is how long a member may not answer until others own its blocks.
+	awayAfter = 10 * time.Minute
+)
+
+// serve answers what other members ask.
+func (c *cluster) serve() {
+	c.host.HandleStranger(protocolJoin, c.handleJoin)
+	c.host.Handle(protocolHolds, c.handleHolds)
+	c.host.Handle(protocolInfo, func(context.Context, p2p.PeerID, []byte) ([]byte, error) {
+		return json.Marshal(c.info())
+	})
+}
+
+func (c *cluster) info() nodeInfo {
+	i := nodeInfo{UsedBytes: c.n.blocks.Stats().StoredBytes, Drained: c.replica.Drained()}
+	if u, err := c.n.o.FS.GetDiskUsage(c.n.o.Dir); err == nil {
+		i.CapacityBytes = int64(u.TotalBytes)
+	}
+	return i
+}
+
+func (c *cluster) handleHolds(ctx context.Context, _ p2p.PeerID, req []byte) ([]byte, error) {
+	if len(req) < 8 || len(req)%8 != 0 || len(req) > 8*(reapBatch+1) {
+		return nil, errors.New("question about open files cannot be read")
+	}
+	index := binary.BigEndian.Uint64(req)
+	for c.n.state.Applied() < index {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	inos := make([]namespace.Ino, 0, len(req)/8-1)
+	for b := req[8:]; len(b) > 0; b = b[8:] {
+		inos = append(inos, namespace.Ino(binary.BigEndian.Uint64(b)))
+	}
+	answer := make([]byte, len(inos))
+	for i, held := range c.n.volume.Holds(inos) {
+		if held {
+			answer[i] = 1
+		}
+	}
+	return answer, nil
+}
+
+// lead does what the leader does for all.
+func (c *cluster) lead(ctx context.Context) {
+	if c.group.Status().Role != "leader" {
+		clear(c.lastOK)
+		return
+	}
+	if err := c.reap(ctx); err != nil && ctx.Err() == nil {
+		c.log.Debug("files without a name are removed later", "err", err)
+	}
+	c.noteAway(ctx)
+}
+
+// reap removes inodes without a name that no live session has open (rule 10).
+// Whoever has none any more cannot get it back: an inode without a name can be
+// reached by open files only.
+func (c *cluster) reap(ctx context.Context) error {
+	orphans, err := c.n.state.Orphans()
+	if err != nil || len(orphans) == 0 {
+		return err
+	}
+	orphans = orphans[:min(len(orphans), reapBatch)]
+	index := c.n.state.Applied()
+	req := binary.BigEndian.AppendUint64(nil, index)
+	for _, ino := range orphans {
+		req = binary.BigEndian.AppendUint64(req, uint64(ino))
+	}
+	held := make([]bool, len(orphans))
+	for _, peer := range c.n.state.Sessions() {
+		ctx, cancel := context.WithTimeout(ctx, askPatience)
+		answer, err := c.host.Call(ctx, peer, protocolHolds, req)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("member %s does not say what it has open: %w", peer.Short(), err)
+		}
+		if len(answer) != len(held) {
+			return fmt.Errorf("member %s answers %d of %d questions", peer.Short(), len(answer), len(held))
+		}
+		for i := range held {
+			held[i] = held[i] || answer[i] != 0
+		}
+	}
+	var ops []namespace.Op
+	for i, ino := range orphans {
+		if !held[i] {
+			ops = append(ops, &namespace.Reap{Ino: ino})
+		}
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	_, err = c.n.propose(ctx, ops...)
+	return err
+}
+
+// noteAway registers members that have not answered for long as away, so that
+// others own their blocks; never so many that the fault must be elsewhere.
+func (c *cluster) noteAway(ctx context.Context) {
+	v := c.n.state.View()
+	if v == nil {
+		return
+	}
+	now := c.n.o.Now()
+	away := planAway(v, c.self, func(id p2p.PeerID) bool {
+		if h, _ := c.gossip.Health(id); h == p2p.Alive {
+			delete(c.lastOK, id)
+			return false
+		}
+		since, known := c.lastOK[id]
+		if !known {
+			c.lastOK[id] = now
+			return false
+		}
+		return now.Sub(since) > awayAfter
+	})
+	for _, id := range away {
+		c.log.Warn("a member has not answered for long; its blocks are copied to others", "peer", id)
+		m := p2p.Member{ID: id, State: p2p.Away}
+		if _, err := c.n.propose(ctx, &namespace.SetMember{Member: m, Mask: namespace.MemberState}); err != nil {
+			return
+		}
+	}
+}
+
+// planAway returns which members are to be taken for away. When that would leave
+// fewer than half of those that store blocks, the network is the likelier cause, and
+// nobody is.
+func planAway(v *p2p.View, self p2p.PeerID, silent func(p2p.PeerID) bool) []p2p.PeerID {
+	var away []p2p.PeerID
+	active, storage := 0, 0
+	for i := range v.Members {
+		m := &v.Members[i]
+		if m.Role != p2p.RoleStorage {
+			continue
+		}
+		storage++
+		quiet := m.ID != self && silent(m.ID)
+		if m.State != p2p.Active {
+			continue
+		}
+		active++
+		if quiet {
+			away = append(away, m.ID)
+		}
+	}
+	if 2*(active-len(away)) < storage {
+		return nil
+	}
+	return away
+}

@@ -1,0 +1,154 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/node/control"
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// findMember returns the member that a text names: its id, the end of it, or its
+// name, if that is one member's only.
+func (n *Node) findMember(text string) (*p2p.Member, error) {
+	v := n.state.View()
+	if v == nil {
+		return nil, namespace.ErrNoCluster
+	}
+	var found []*p2p.Member
+	for i := range v.Members {
+		m := &v.Members[i]
+		if string(m.ID) == text {
+			return m, nil
+		}
+		if len(text) >= 6 && strings.HasSuffix(string(m.ID), text) || m.Name == text {
+			found = append(found, m)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, namespace.ErrNoMember
+	case 1:
+		return found[0], nil
+	}
+	return nil, fmt.Errorf("%w: %d members are called that; give the id", namespace.ErrNoMember, len(found))
+}
+
+// RemovePeer ends a membership at once.
+func (n *Node) RemovePeer(ctx context.Context, text string) error {
+	m, err := n.findMember(text)
+	if err != nil {
+		return err
+	}
+	c := n.cluster.Load()
+	if c == nil {
+		return ErrOffline
+	}
+	if m.ID == c.self {
+		return errors.New("a node cannot remove itself: do it on another one")
+	}
+	if _, err := n.propose(ctx, &namespace.RemoveMember{ID: m.ID}); err != nil {
+		return err
+	}
+	c.attend()
+	return nil
+}
+
+// DrainPeer has the blocks of a member moved to others, or no longer.
+func (n *Node) DrainPeer(ctx context.Context, text string, undo bool) error {
+	m, err := n.findMember(text)
+	if err != nil {
+		return err
+	}
+	change := p2p.Member{ID: m.ID, State: p2p.Draining}
+	if undo {
+		change.State = p2p.Active
+	}
+	_, err = n.propose(ctx, &namespace.SetMember{Member: change, Mask: namespace.MemberState})
+	return err
+}
+
+// SetCopies sets how many nodes hold each block, 0 for the default.
+func (n *Node) SetCopies(ctx context.Context, copies int) error {
+	_, err := n.propose(ctx, &namespace.SetCopies{Copies: copies})
+	return err
+}
+
+// clusterStatus adds what the node knows of its cluster.
+func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
+	c, v := n.cluster.Load(), n.state.View()
+	if v == nil {
+		return
+	}
+	s.Cluster = &control.ClusterStatus{ID: v.Cluster, Epoch: v.Epoch, Copies: v.Owners()}
+	s.Peers = []control.PeerStatus{}
+	if c == nil {
+		return
+	}
+	s.Node = &control.NodeStatus{ID: string(c.self), Addrs: c.host.Addrs()}
+	if m := v.Member(c.self); m != nil {
+		s.Node.Name, s.Node.Role, s.Node.State = m.Name, m.Role.String(), m.State.String()
+	}
+	g := c.group.Status()
+	s.Raft = &control.RaftStatus{Role: g.Role, Leader: string(g.Leader), Term: g.Term, AppliedIndex: n.state.Applied(), Session: uint64(c.group.Session())}
+	r := c.replica.Status()
+	s.Blocks = &control.BlocksStatus{
+		UnderReplicated: r.UnderReplicated, PendingReplication: r.Pending, Repaired: r.Repaired,
+		Droppable: r.Droppable, Checked: r.Checked, PassDone: r.PassDone,
+	}
+	sent, received := c.host.Traffic()
+	s.Node.SentBytes, s.Node.ReceivedBytes = sent, received
+	s.Peers = c.peerStatus(ctx, v, g.Voters)
+	if slices.ContainsFunc(v.Members, func(m p2p.Member) bool { return m.ID == c.self && m.State == p2p.Draining }) {
+		s.Node.Drained = c.replica.Drained()
+	}
+}
+
+// peerStatus asks the other members, all at once, what they store.
+func (c *cluster) peerStatus(ctx context.Context, v *p2p.View, voters []uint64) []control.PeerStatus {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	all := make([]control.PeerStatus, 0, len(v.Members))
+	var asked sync.WaitGroup
+	for i := range v.Members {
+		m := &v.Members[i]
+		if m.ID == c.self {
+			continue
+		}
+		health, seen := c.gossip.Health(m.ID)
+		p := control.PeerStatus{
+			ID: string(m.ID), Name: m.Name, Addrs: m.Addrs, Role: m.Role.String(), Voter: slices.Contains(voters, m.Raft),
+			State: health.String(), CapacityBytes: int64(m.Capacity),
+		}
+		if !seen.IsZero() {
+			p.LastSeen = seen.UTC().Truncate(time.Second).Format(time.RFC3339)
+		}
+		if m.State == p2p.Draining {
+			p.State = m.State.String()
+		}
+		p.Away = m.State == p2p.Away
+		all = append(all, p)
+	}
+	for i := range all {
+		p := &all[i]
+		if p.State == p2p.Dead.String() {
+			continue
+		}
+		asked.Go(func() {
+			answer, err := c.host.Call(ctx, p2p.PeerID(p.ID), protocolInfo)
+			var info nodeInfo
+			if err == nil && json.Unmarshal(answer, &info) == nil {
+				p.UsedBytes, p.CapacityBytes, p.Drained = info.UsedBytes, info.CapacityBytes, info.Drained
+			}
+		})
+	}
+	asked.Wait()
+	return all
+}
