@@ -13,13 +13,16 @@ import (
 // node itself (package volume) decides between those. So what is kept here is, for
 // each inode, ranges of sessions that do not conflict.
 
-// LockKind tells the two kinds of file locks apart, which do not see each other.
+// LockKind tells the kinds of file locks apart, which do not see each other.
 type LockKind uint8
 
 // The kinds.
 const (
 	LockRecord LockKind = 1 // fcntl(2)
 	LockFile   LockKind = 2 // flock(2)
+	// LockOwner is held on a whole file by the node that alone may have it open
+	// for writing, because programs share it in memory.
+	LockOwner LockKind = 3
 )
 
 // LockMode is how a range is held.
@@ -57,7 +60,7 @@ func (l *Lock) overlaps(o *Lock) bool {
 
 func (t *txn) lockRange(op *LockRange) error {
 	want := Lock{Session: op.Session, Kind: op.Kind, Start: op.Start, End: op.End, Mode: op.Mode}
-	if op.Start > op.End || op.Mode > Exclusive || op.Kind != LockRecord && op.Kind != LockFile {
+	if op.Start > op.End || op.Mode > Exclusive || op.Kind < LockRecord || op.Kind > LockOwner {
 		return fmt.Errorf("%w: lock", ErrInvalid)
 	}
 	if t.s.sessions[op.Session] == nil {

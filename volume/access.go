@@ -81,6 +81,9 @@ func (v *Volume) nameAccesses(ctx context.Context) error {
 // nameAccess is that of one inode. The lock is held all the while, so that a time
 // which is set comes after it, and not in between.
 func (v *Volume) nameAccess(ctx context.Context, ino namespace.Ino) error {
+	if v.Shared() {
+		return v.nameAccessShared(ctx, ino)
+	}
 	v.accesses.mu.Lock()
 	defer v.accesses.mu.Unlock()
 	t, ok := v.accesses.at[ino]

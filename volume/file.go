@@ -59,6 +59,8 @@ type file struct {
 
 	committed namespace.Inode // as of the last command of ours; guarded by move
 	err       error           // why the last attempt to move bytes down failed; guarded by mu
+
+	sharing // of a volume that is shared
 }
 
 // base is the stored layer of a file: exactly one of inline, reader and stream
@@ -69,6 +71,7 @@ type base struct {
 	stream *stream
 	root   manifest.Root // what reader reads
 	length int64         // bytes of it that count
+	from   int64         // of a stream: where what was written here begins
 }
 
 // stream is a tree that is still growing at its end.
@@ -104,6 +107,7 @@ func (v *Volume) newFile(n namespace.Inode) *file {
 	return &file{
 		v: v, ino: n.Ino, dirty: v.noExtents(), frozen: v.noExtents(), base: v.baseOf(n.Content), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
 		folded: journal.Seq(n.Content.Folded), orphan: n.Nlink == 0, committed: n,
+		sharing: sharing{tail: -1, frozenTail: -1},
 	}
 }
 
@@ -228,7 +232,9 @@ func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool) error
 	if err := f.v.admit(ctx, f); err != nil {
 		return err
 	}
-	f.mu.Lock()
+	if err := f.place(ctx, off, int64(len(p)), atEnd); err != nil {
+		return err
+	}
 	if atEnd {
 		off = f.size
 	}
@@ -261,6 +267,9 @@ func (f *file) touch(t int64) {
 	f.touched++
 	if !f.changed {
 		f.changed, f.since = true, time.Unix(0, t)
+	}
+	if c := f.v.shared(); c != nil && f.under == 0 {
+		f.under = c.Session()
 	}
 }
 

@@ -14,18 +14,30 @@ type Handle struct {
 	f     *file
 	flags uint32   // of open(2)
 	locks lockPath // of the volume's lockTable
+
+	// Of a shared volume.
+	keep   bool                // what KeepCache says
+	losses uint64              // of the file, when it was opened
+	sole   namespace.SessionID // under which the node alone has the file open, 0: it need not
 }
 
 // Ino returns the inode that is open.
 func (h *Handle) Ino() namespace.Ino { return h.f.ino }
 
 // KeepCache reports whether pages that the kernel holds of the file are still
-// right. In a group of one they are: nobody but this kernel writes.
-func (h *Handle) KeepCache() bool { return true }
+// right. In a group of one they are: nobody but this kernel writes. In a shared volume
+// they are if the content is the one that it had when the kernel last dropped them, but
+// for what was written here.
+func (h *Handle) KeepCache() bool { return h.keep || !h.f.v.Shared() }
 
 // Read fills p from off on and returns the number of bytes, which is less than
 // len(p) only where the file ends.
 func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
+	if h.f.v.Shared() {
+		if err := h.beforeRead(ctx); err != nil {
+			return 0, err
+		}
+	}
 	return h.f.read(ctx, p, off)
 }
 
@@ -33,6 +45,9 @@ func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
 // returns len(p). With O_SYNC or O_DSYNC it is durable on return. The handle
 // does not keep p.
 func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := h.alive(); err != nil {
+		return 0, err
+	}
 	if err := h.f.write(context.WithoutCancel(ctx), p, off, h.flags&syscall.O_APPEND != 0); err != nil {
 		return 0, err
 	}
@@ -56,17 +71,23 @@ func (h *Handle) changed(ctx context.Context) error {
 
 // Flush runs at each close(2) of a descriptor. What streams is committed, what
 // is small is committed, what was written here and there into a large file
-// stays dirty until it is folded in the background. A handle that can only read
-// has nothing to flush.
+// stays dirty until it is folded in the background; in a shared volume it is committed,
+// too. A handle that can only read has nothing to flush.
 func (h *Handle) Flush(ctx context.Context) error {
 	if h.flags&syscall.O_ACCMODE == syscall.O_RDONLY {
 		return nil
+	}
+	if err := h.alive(); err != nil {
+		return err
 	}
 	return h.f.settle(context.WithoutCancel(ctx))
 }
 
 // Fsync returns when the file's content, size and name are durable.
 func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
+	if err := h.alive(); err != nil {
+		return err
+	}
 	if err := h.f.secure(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
@@ -76,5 +97,6 @@ func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
 // Release ends the handle and the locks that were taken through it.
 func (h *Handle) Release() {
 	h.f.v.locks.released(h.f.ino, &h.locks)
+	h.releaseShared()
 	h.f.v.release(h.f)
 }

@@ -129,7 +129,7 @@ func (f *file) nameLater(ctx context.Context) error {
 	}
 	res, err := f.nameWith(ctx)
 	if err == nil {
-		f.committed = res.Inodes[0]
+		f.attrsNamed(res.Inodes[0])
 	}
 	return err
 }

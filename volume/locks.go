@@ -9,7 +9,9 @@ import (
 
 // Advisory locks, as programs see them. What is decided about them is in
 // locktable.go; they live in memory, as long as the handle they were taken
-// through is open.
+// through is open. If the volume is shared, the node holds in the cluster what its
+// programs hold (sharedlocks.go): then the calls that lock may also fail with
+// namespace.ErrSession and what the log says when no majority can be reached.
 
 // MaxLockEnd is the last byte that a lock can cover.
 const MaxLockEnd = math.MaxInt64
@@ -51,6 +53,9 @@ func (h *Handle) FindLock(l Lock) (blocker Lock, found bool, err error) {
 		return Lock{}, false, err
 	}
 	blocker, found = h.f.v.locks.find(r)
+	if h.f.v.Shared() {
+		return h.findShared(r, blocker, found)
+	}
 	return blocker, found, nil
 }
 
@@ -74,6 +79,9 @@ func (h *Handle) TryLock(l Lock) error {
 	if err != nil {
 		return err
 	}
+	if h.f.v.Shared() {
+		return h.lockShared(nil, r, false)
+	}
 	return h.f.v.locks.try(r)
 }
 
@@ -88,6 +96,9 @@ func (h *Handle) WaitLock(cancel <-chan struct{}, l Lock) error {
 		return err
 	}
 	r.graph = !l.Flock
+	if h.f.v.Shared() {
+		return h.lockShared(cancel, r, true)
+	}
 	return h.f.v.locks.wait(cancel, r)
 }
 
@@ -98,12 +109,18 @@ func (h *Handle) Unlock(l Lock) error {
 	if err != nil {
 		return err
 	}
+	if h.f.v.Shared() {
+		return h.unlockShared(r)
+	}
 	return h.f.v.locks.unlock(r)
 }
 
 // DropLocks takes from owner, who has closed a descriptor of the handle, all his
 // locks of fcntl(2) on the file, whatever handles they were taken through.
-func (h *Handle) DropLocks(owner uint64) { h.f.v.locks.flushed(h.f.ino, owner, &h.locks) }
+func (h *Handle) DropLocks(owner uint64) {
+	h.f.v.locks.flushed(h.f.ino, owner, &h.locks)
+	h.droppedShared(false)
+}
 
 // lockRequest checks l and says through what it is asked for.
 func (h *Handle) lockRequest(l Lock) (*lockRequest, error) {

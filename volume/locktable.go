@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cairnfs/cairn/namespace"
@@ -82,6 +83,9 @@ type heldLock struct {
 type lockPath struct {
 	used    bool // locks may have been taken
 	closing bool // and a descriptor was closed since, maybe the last
+
+	session atomic.Uint64 // of a shared volume: under which locks were taken, 0: none
+	lost    atomic.Bool   // a session ended that locks were taken under
 }
 
 // lockRequest asks for a lock.

@@ -84,7 +84,7 @@ func (f *file) ensureStream(ctx context.Context) error {
 		}
 	}
 	f.mu.Lock()
-	f.base = base{stream: &stream{w: w, blocks: blocks}, length: b.length}
+	f.base = base{stream: &stream{w: w, blocks: blocks}, length: b.length, from: b.length}
 	f.mu.Unlock()
 	return nil
 }
@@ -105,17 +105,30 @@ func (f *file) thaw(err error) {
 	f.dirty.under(&f.frozen)
 	f.frozen = f.v.noExtents()
 	f.v.mem.Add(f.dirty.mem - before) // what newer writes hide is gone
+	if f.frozenTail >= 0 {
+		f.tail, f.frozenTail = f.frozenTail, -1
+	}
 	f.err = err
 }
 
 // commit folds everything written so far into the base and names the result.
 func (f *file) commit(ctx context.Context) error {
+	if f.v.Shared() {
+		return f.commitShared(ctx)
+	}
+	return f.commitOnce(ctx)
+}
+
+// commitOnce fails if another node has named content meanwhile.
+func (f *file) commitOnce(ctx context.Context) error {
 	f.mu.Lock()
 	if !f.changed && f.dirty.empty() && f.base.stream == nil {
+		f.tail = -1
 		f.mu.Unlock()
 		return nil
 	}
 	f.frozen, f.dirty = f.dirty, f.v.noExtents()
+	f.frozenTail, f.tail = f.tail, -1
 	size, last, touched, set := f.size, f.last, f.touched, f.later.n
 	f.mu.Unlock()
 
@@ -135,8 +148,11 @@ func (f *file) commit(ctx context.Context) error {
 	f.frozen = f.v.noExtents()
 	f.base = f.v.baseOf(content)
 	f.folded, f.first = journal.Seq(content.Folded), 0
-	f.err = nil
+	f.err, f.frozenTail = nil, -1
 	f.changed = f.touched != touched || f.later.n != set // what came meanwhile is for the next commit
+	if !f.changed {
+		f.under = 0
+	}
 	return nil
 }
 
@@ -262,9 +278,11 @@ func (f *file) name(ctx context.Context, c namespace.Content, size int64) error 
 	f.mu.Lock()
 	wrote := f.wrote // not a time that was set, which the namespace has
 	f.mu.Unlock()
-	res, err := f.nameWith(ctx, &namespace.SetContent{
-		Ino: f.ino, Base: f.committed.Version, Content: c, Size: size, Mtime: wrote,
-	})
+	op := &namespace.SetContent{Ino: f.ino, Base: f.committed.Version, Content: c, Size: size, Mtime: wrote}
+	if f.v.Shared() {
+		return f.nameShared(ctx, op)
+	}
+	res, err := f.nameWith(ctx, op)
 	if err != nil {
 		return fmt.Errorf("name the content of inode %d: %w", f.ino, err)
 	}
@@ -278,7 +296,7 @@ func (f *file) settle(ctx context.Context) error {
 	f.move.Lock()
 	defer f.move.Unlock()
 	f.mu.Lock()
-	later := f.orphan || f.base.reader != nil && !f.dirty.empty() && f.err == nil
+	later := f.orphan || !f.v.Shared() && f.base.reader != nil && !f.dirty.empty() && f.err == nil
 	f.mu.Unlock()
 	if later {
 		return nil
@@ -291,6 +309,9 @@ func (f *file) settle(ctx context.Context) error {
 func (f *file) secure(ctx context.Context) error {
 	f.move.Lock()
 	defer f.move.Unlock()
+	if f.v.Shared() {
+		return f.secureShared(ctx)
+	}
 	if err := f.drainTail(ctx); err != nil {
 		return err
 	}
@@ -356,7 +377,7 @@ func (f *file) record(spill bool) error {
 	}
 	for i := range loose {
 		e := &loose[i]
-		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime, First: i == 0, More: i+1 < len(loose)}
+		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime, First: i == 0, More: i+1 < len(loose), Spill: f.v.Shared()}
 		p := rec.describe(e)
 		var err error
 		if e.seq, e.at, err = f.v.appendRange(&rec, p); err != nil {
@@ -384,7 +405,9 @@ func (f *file) record(spill bool) error {
 }
 
 func (f *file) recorded(seq journal.Seq) {
-	f.last = seq
+	if !f.v.Shared() {
+		f.last = seq // the others are not replayed
+	}
 	if f.first == 0 {
 		f.first = seq
 	}

@@ -33,9 +33,13 @@ func (v *Volume) Lookup(ctx context.Context, parent namespace.Ino, name string) 
 		return v.GetAttr(ctx, dir.Parent)
 	}
 	n, err := v.o.State.Lookup(parent, name)
+	if errors.Is(err, namespace.ErrNotFound) && v.Shared() {
+		n, err = v.lookupAgain(ctx, parent, name)
+	}
 	if err != nil {
 		return Attr{}, err
 	}
+	v.noteName(n.Ino, name)
 	if n.Mode&syscall.S_IFMT == syscall.S_IFREG {
 		return v.GetAttr(ctx, n.Ino)
 	}
@@ -51,6 +55,9 @@ func (v *Volume) GetAttr(_ context.Context, ino namespace.Ino) (Attr, error) {
 	f := v.acquireIfPresent(ino)
 	if f != nil {
 		defer v.release(f)
+		if err := f.fresh(context.Background()); err != nil {
+			return Attr{}, err
+		}
 	}
 	n, err := v.o.State.Inode(ino)
 	if err != nil {
@@ -192,6 +199,7 @@ func (v *Volume) Mknod(ctx context.Context, parent namespace.Ino, name string, m
 	n, err := v.create(ctx, &namespace.Create{
 		Parent: parent, Name: name, Mode: mode, Umask: c.Umask, Rdev: rdev, UID: c.UID, GID: c.GID,
 	})
+	v.noteName(n.Ino, name)
 	return attrOf(&n), err
 }
 
@@ -205,13 +213,16 @@ func (v *Volume) Symlink(ctx context.Context, parent namespace.Ino, name, target
 
 // Create makes a regular file that does not exist yet and opens it.
 func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, mode, flags uint32, c Caller) (Attr, *Handle, error) {
+	v.making.Add(1)
+	defer v.making.Add(-1)
 	n, err := v.create(ctx, &namespace.Create{
 		Parent: parent, Name: name, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})
 	if err != nil {
 		return Attr{}, nil, err
 	}
-	h, err := v.Open(ctx, n.Ino, flags&^syscall.O_TRUNC)
+	v.noteName(n.Ino, name)
+	h, err := v.open(ctx, n.Ino, flags&^syscall.O_TRUNC)
 	if err != nil {
 		return Attr{}, nil, err
 	}
@@ -224,6 +235,8 @@ func (v *Volume) Tmpfile(ctx context.Context, parent namespace.Ino, mode, flags 
 	if err := v.checkRoom(); err != nil {
 		return Attr{}, nil, err
 	}
+	v.making.Add(1)
+	defer v.making.Add(-1)
 	res, err := v.propose(ctx, &namespace.Create{
 		Parent: parent, Unnamed: true, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})
@@ -231,7 +244,7 @@ func (v *Volume) Tmpfile(ctx context.Context, parent namespace.Ino, mode, flags 
 		return Attr{}, nil, err
 	}
 	v.orphaned(res, nil)
-	h, err := v.Open(ctx, res.Orphan, flags&^syscall.O_TRUNC)
+	h, err := v.open(ctx, res.Orphan, flags&^syscall.O_TRUNC)
 	if err != nil {
 		return Attr{}, nil, err
 	}
@@ -240,10 +253,28 @@ func (v *Volume) Tmpfile(ctx context.Context, parent namespace.Ino, mode, flags 
 
 // Open opens a regular file. The caller has checked permissions. O_TRUNC,
 // O_APPEND, O_SYNC and O_DSYNC in flags count.
+//
+// If the volume is shared, what other nodes named before the call is seen. When no
+// majority can be reached, opening for reading goes on with what is here. ErrWouldBlock
+// says that the file is one that only one node may have open at a time, and another
+// has.
 func (v *Volume) Open(ctx context.Context, ino namespace.Ino, flags uint32) (*Handle, error) {
+	if c := v.shared(); c != nil {
+		if err := c.Barrier(ctx); err != nil && flags&(syscall.O_ACCMODE|syscall.O_TRUNC) != syscall.O_RDONLY {
+			return nil, err
+		}
+	}
+	return v.open(ctx, ino, flags)
+}
+
+// open is Open of an inode about which nothing is to be learned from other nodes.
+func (v *Volume) open(ctx context.Context, ino namespace.Ino, flags uint32) (*Handle, error) {
 	f, err := v.acquire(ino)
 	if err != nil {
 		return nil, err
+	}
+	if v.Shared() {
+		return v.openShared(ctx, f, flags)
 	}
 	if flags&syscall.O_TRUNC != 0 {
 		if err := f.setSize(context.WithoutCancel(ctx), 0, false); err != nil {
@@ -251,7 +282,7 @@ func (v *Volume) Open(ctx context.Context, ino namespace.Ino, flags uint32) (*Ha
 			return nil, err
 		}
 	}
-	return &Handle{f: f, flags: flags}, nil
+	return &Handle{f: f, flags: flags, keep: true}, nil
 }
 
 // Link gives ino another name.
@@ -262,6 +293,7 @@ func (v *Volume) Link(ctx context.Context, ino, parent namespace.Ino, name strin
 	if _, err := v.propose(ctx, &namespace.Link{Ino: ino, Parent: parent, Name: name}); err != nil {
 		return Attr{}, err
 	}
+	v.noteName(ino, name)
 	v.adopted(ino)
 	return v.GetAttr(ctx, ino)
 }
@@ -321,6 +353,9 @@ func (v *Volume) Rename(ctx context.Context, parent namespace.Ino, name string, 
 		NoReplace: flags == RenameNoReplace, Exchange: flags == RenameExchange,
 	})
 	v.orphaned(res, err)
+	if err == nil {
+		v.noteName(res.Inodes[0].Ino, newName)
+	}
 	return err
 }
 

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
@@ -25,6 +26,9 @@ const (
 // Zero makes [off, off+n) zeros, as a hole. With keepSize the file ends where it
 // did, else at off+n or behind it.
 func (h *Handle) Zero(ctx context.Context, off, n int64, keepSize bool) error {
+	if err := h.alive(); err != nil {
+		return err
+	}
 	if err := h.f.zero(context.WithoutCancel(ctx), off, n, keepSize); err != nil {
 		return err
 	}
@@ -53,6 +57,9 @@ func (f *file) zero(ctx context.Context, off, n int64, keepSize bool) error {
 func (h *Handle) Allocate(ctx context.Context, off, n int64, keepSize bool) error {
 	if off < 0 || n < 0 || off > maxSize-n {
 		return ErrTooBig
+	}
+	if err := h.alive(); err != nil {
+		return err
 	}
 	f := h.f
 	usage, err := f.v.o.Usage()
@@ -88,7 +95,9 @@ func (f *file) change(ctx context.Context, put func()) error {
 	if err := f.foldMany(ctx); err != nil {
 		return err
 	}
-	f.mu.Lock()
+	if err := f.place(ctx, 0, maxSize, false); err != nil {
+		return err
+	}
 	defer f.mu.Unlock()
 	before := f.dirty.mem
 	put()
@@ -118,6 +127,9 @@ func (f *file) foldMany(ctx context.Context) error {
 // shared: the content of src is stored, and h refers to it. The two may be the same
 // file if the ranges do not overlap.
 func (h *Handle) CopyRange(ctx context.Context, off int64, src *Handle, srcOff, n int64) (int64, error) {
+	if err := errors.Join(h.alive(), src.beforeRead(ctx)); err != nil {
+		return 0, err
+	}
 	n, err := h.copyRange(context.WithoutCancel(ctx), off, src, srcOff, n)
 	if err != nil {
 		return n, err
@@ -189,6 +201,9 @@ func (f *file) copyBytes(ctx context.Context, off int64, src *file, srcOff, n in
 // may be one.
 func (h *Handle) Seek(ctx context.Context, off int64, hole bool) (int64, error) {
 	f := h.f
+	if err := f.fresh(ctx); err != nil {
+		return 0, err
+	}
 	f.mu.Lock()
 	size := f.size
 	s := seeker{v: f.v, layers: []extents{f.dirty.snapshot(), f.frozen.snapshot()}, stored: f.base, hole: hole, at: off}

@@ -16,7 +16,8 @@ import (
 //
 //	0   1  version, 1
 //	1   1  flags, bit 0: truncate; bit 1: more of the group follows; bit 2: first
-//	       of its group; bit 3: zeros; bit 4: bytes of a tree
+//	       of its group; bit 3: zeros; bit 4: bytes of a tree; bit 5: spilled
+//	       by a shared volume
 //	2   8  inode, big endian as all numbers
 //	10  8  offset of the range; of a truncate: the new size
 //	18  8  time of the write, nanoseconds since 1970
@@ -26,7 +27,9 @@ import (
 // A restart puts the records of a file back over its committed content, in
 // their order, from the one after Content.Folded on. A group that is cut off, at
 // the end of the journal or by the first record of another, is left out. The tree
-// that a record refers to was named by a command before it.
+// that a record refers to was named by a command before it. Records of a shared
+// volume are not replayed: there an fsync names the content instead, and what others
+// have named since knows nothing of this node's records.
 const (
 	rangeVersion    = 1
 	rangeTruncate   = 1
@@ -34,6 +37,7 @@ const (
 	rangeFirst      = 4
 	rangeZeros      = 8
 	rangeTree       = 16
+	rangeSpill      = 32
 	rangeHeaderSize = 26
 	rangeTreeSize   = 4*8 + cas.CIDSize
 )
@@ -49,6 +53,7 @@ type rangeRecord struct {
 	Truncate bool
 	More     bool // the file's next record belongs to the same group
 	First    bool // the file's record before does not
+	Spill    bool // only read while the file is in memory
 	Kind     extentKind
 	Tree     manifest.Root // of shared
 	TreeOff  int64
@@ -63,7 +68,7 @@ func (r *rangeRecord) encode() []byte {
 		bit byte
 	}{
 		{r.Truncate, rangeTruncate}, {r.More, rangeMore}, {r.First, rangeFirst},
-		{r.Kind == zeros, rangeZeros}, {r.Kind == shared, rangeTree},
+		{r.Kind == zeros, rangeZeros}, {r.Kind == shared, rangeTree}, {r.Spill, rangeSpill},
 	} {
 		if f.set {
 			b[1] |= f.bit
@@ -99,8 +104,9 @@ func decodeRange(p []byte) (rangeRecord, error) {
 		Truncate: p[1]&rangeTruncate != 0,
 		More:     p[1]&rangeMore != 0,
 		First:    p[1]&rangeFirst != 0,
+		Spill:    p[1]&rangeSpill != 0,
 	}
-	kind := p[1] &^ (rangeMore | rangeFirst)
+	kind := p[1] &^ (rangeMore | rangeFirst | rangeSpill)
 	if p[0] != rangeVersion || kind&(kind-1) != 0 || kind > rangeTree {
 		return rangeRecord{}, fmt.Errorf("%w: version %d, flags %#x", ErrRecord, p[0], p[1])
 	}
@@ -160,6 +166,9 @@ func (v *Volume) Replay(rec journal.Record) error {
 	r, err := decodeRange(rec.Payload)
 	if err != nil {
 		return fmt.Errorf("journal record %d: %w", rec.Seq, err)
+	}
+	if r.Spill {
+		return nil
 	}
 	v.replayed[r.Ino] = append(v.replayed[r.Ino], replayed{r, rec.Seq, rec.At})
 	return nil

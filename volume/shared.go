@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 
 	"github.com/cairnfs/cairn/namespace"
 )
@@ -37,9 +38,24 @@ type Event struct {
 	All bool
 }
 
-// Share makes the volume one of several over the same names, at any time after
-// Start, and for good.
-func (v *Volume) Share(c Cluster) { v.cluster.Store(&c) }
+// Share makes the volume one of several over the same names, at any time, and for
+// good. Locks that are held are brought to the cluster; those that another node
+// excludes are lost. What was written so far and is not in the namespace goes there
+// soon.
+func (v *Volume) Share(c Cluster) {
+	if v.cluster.Swap(&c) != nil {
+		return
+	}
+	v.bringLocks(context.Background())
+	if v.stop == nil {
+		return // nothing can be open yet
+	}
+	v.done.Go(func() {
+		if err := v.Sync(context.Background()); err != nil {
+			v.o.Logger.Warn("what was written before the volume was shared is named later", "err", err)
+		}
+	})
+}
 
 // shared returns the cluster, nil if there is none.
 func (v *Volume) shared() Cluster {
@@ -50,11 +66,13 @@ func (v *Volume) shared() Cluster {
 }
 
 // Shared reports whether other nodes change the volume, too.
-func (v *Volume) Shared() bool { return v.shared() != nil }
+func (v *Volume) Shared() bool { return v.cluster.Load() != nil }
 
 // Watch has fn called with what other nodes changed, in order, before the next
-// command is applied. fn must not wait for anything, nor call the volume. Watch
-// returns what ends the calls.
+// command is applied, and with what has changed for this node's kernel although
+// no other node did it: where records that were appended here lie, and bytes that
+// were given up with a session. fn must not wait for anything, nor call the volume.
+// Watch returns what ends the calls.
 func (v *Volume) Watch(fn func([]Event)) (stop func()) {
 	w := &watcher{fn}
 	v.watching.Lock()
@@ -75,23 +93,72 @@ func (v *Volume) Watch(fn func([]Event)) (stop func()) {
 
 type watcher struct{ fn func([]Event) }
 
-// Observe takes note of a command that was applied: State.Observe calls it, for
-// every command.
-func (v *Volume) Observe(c *namespace.Change) {
-	cluster := v.shared()
-	if cluster == nil || c.Session != 0 && c.Session == cluster.Session() {
-		return
-	}
+// tell calls the watchers.
+func (v *Volume) tell(events []Event) {
 	v.watching.Lock()
-	watchers := v.watchers
-	v.watching.Unlock()
-	if len(watchers) == 0 {
-		return
-	}
-	events := eventsOf(c)
-	for _, w := range watchers {
+	defer v.watching.Unlock()
+	for _, w := range v.watchers {
 		w.fn(events)
 	}
+}
+
+// Observe takes note of a command that was applied: State.Observe calls it, for
+// every command. Files in memory are marked and take over what is new when they are
+// used next.
+func (v *Volume) Observe(c *namespace.Change) {
+	cluster := v.shared()
+	if cluster == nil {
+		return
+	}
+	own := c.Session != 0 && c.Session == cluster.Session()
+	late := v.mark(c, own)
+	v.node.wake(c)
+	if !own || late {
+		v.tell(eventsOf(c))
+	}
+}
+
+// mark marks the files that the command changed. late says that it is one of this
+// node's own which was given up as lost.
+func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if c.All {
+		v.seen.clear()
+		for _, f := range v.files {
+			f.stale.Store(true)
+		}
+		return false
+	}
+	for _, n := range c.Inodes {
+		if n.Gone {
+			delete(v.orphans, n.Ino)
+		}
+		f := v.files[n.Ino]
+		if f == nil {
+			continue
+		}
+		if n.Gone {
+			f.mu.Lock()
+			f.orphan = true // nothing can be named any more
+			f.mu.Unlock()
+		}
+		if !n.Content {
+			continue
+		}
+		if own {
+			d := f.doubt.Load()
+			if d == nil {
+				continue // whoever proposed it knows
+			}
+			if d.landed.Store(true); !d.lost.Load() {
+				continue
+			}
+			late = true
+		}
+		f.stale.Store(true)
+	}
+	return late
 }
 
 func eventsOf(c *namespace.Change) []Event {
@@ -108,4 +175,46 @@ func eventsOf(c *namespace.Change) []Event {
 		events = append(events, Event{Parent: e.Parent, Name: e.Name, Was: e.Was, Is: e.Is})
 	}
 	return events
+}
+
+// Holds reports which inodes must not be reaped on account of this node: those that
+// are open here. While a file is being created any may be.
+func (v *Volume) Holds(inos []namespace.Ino) []bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	making := v.making.Load() > 0
+	held := make([]bool, len(inos))
+	for i, ino := range inos {
+		held[i] = making || v.files[ino] != nil
+	}
+	return held
+}
+
+// lookupAgain looks a name up that is not here, once it is certain that all that
+// was acknowledged is.
+func (v *Volume) lookupAgain(ctx context.Context, parent namespace.Ino, name string) (namespace.Inode, error) {
+	if err := v.shared().Barrier(ctx); err != nil {
+		return namespace.Inode{}, namespace.ErrNotFound // as far as this node can know
+	}
+	return v.o.State.Lookup(parent, name)
+}
+
+// nameAccessShared is nameAccess without holding a lock while others agree.
+func (v *Volume) nameAccessShared(ctx context.Context, ino namespace.Ino) error {
+	v.accesses.mu.Lock()
+	t, ok := v.accesses.at[ino]
+	v.accesses.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	_, err := v.propose(ctx, &namespace.SetAttr{Ino: ino, Mask: namespace.AttrAccessed, Atime: t})
+	if err != nil && !errors.Is(err, namespace.ErrNotFound) {
+		return err
+	}
+	v.accesses.mu.Lock()
+	defer v.accesses.mu.Unlock()
+	if v.accesses.at[ino] == t {
+		delete(v.accesses.at, ino)
+	}
+	return nil
 }

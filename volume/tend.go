@@ -73,7 +73,7 @@ func (v *Volume) tend(ctx context.Context) {
 		case <-tick.C:
 		}
 		work := context.WithoutCancel(ctx)
-		for _, err := range []error{v.foldOld(work), v.nameAccesses(work), v.Sync(work), v.reapIdle(work)} {
+		for _, err := range []error{v.foldOld(work), v.nameAccesses(work), v.Sync(work), v.reapIdle(work), v.lowerLocks(work)} {
 			if err != nil {
 				v.o.Logger.Warn("background work failed, it is tried again", "err", err)
 			}
@@ -102,6 +102,9 @@ func (v *Volume) foldOld(ctx context.Context) error {
 
 // reapIdle reaps the orphans that are not open and unknown to the kernel.
 func (v *Volume) reapIdle(ctx context.Context) error {
+	if v.Shared() {
+		return nil // whoever leads asks all nodes, see Holds
+	}
 	v.mu.Lock()
 	var idle []namespace.Ino
 	for ino, forgotten := range v.orphans {

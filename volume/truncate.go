@@ -17,6 +17,9 @@ import (
 func (f *file) setSize(ctx context.Context, size int64, killPriv bool) error {
 	f.move.Lock()
 	defer f.move.Unlock()
+	if f.v.Shared() {
+		return f.setSizeShared(ctx, size, killPriv)
+	}
 	f.mu.Lock()
 	streaming := f.base.stream != nil
 	f.mu.Unlock()

@@ -13,6 +13,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -73,7 +74,13 @@ type Options struct {
 	CacheBytes   int64            // of verified leaves, default 32 MiB
 	Logger       *slog.Logger     // default: none
 
-	shareMin int64 // less in tests
+	// Recover opens a file outside of the volume for what was written to a file
+	// and cannot be named any more, because the session has ended. name is an
+	// inode's number and last name, without slashes. Default: it is dropped.
+	Recover func(name string) (io.WriteCloser, error)
+
+	shareMin int64                       // less in tests
+	pause    func(try int) time.Duration // before a conflict is tried again; for tests
 }
 
 // Volume is one mounted tree of files. Its methods may be called at the same
@@ -92,8 +99,12 @@ type Volume struct {
 	locks    *lockTable
 
 	cluster  atomic.Pointer[Cluster] // nil: not shared
-	watching sync.Mutex
-	watchers []*watcher // replaced, never changed
+	watching sync.Mutex              // held while watchers are told
+	watchers []*watcher              // replaced, never changed
+	making   atomic.Int64            // files being created
+	seen     seen
+	node     nodeTable
+	quit     chan struct{} // closed by Close
 
 	room     room
 	mem      atomic.Int64 // dirty bytes in memory
@@ -126,6 +137,9 @@ func New(o Options) *Volume {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.pause == nil {
+		o.pause = randomPause
+	}
 	return &Volume{
 		o: o, cache: manifest.NewCache(o.CacheBytes),
 		now:      func() int64 { return o.Now().UnixNano() },
@@ -134,6 +148,7 @@ func New(o Options) *Volume {
 		replayed: make(map[namespace.Ino][]replayed),
 		drains:   make(chan *file, 64),
 		locks:    newLockTable(),
+		quit:     make(chan struct{}),
 	}
 }
 
@@ -142,6 +157,23 @@ func New(o Options) *Volume {
 func (v *Volume) Start(ctx context.Context) error {
 	if err := v.restore(); err != nil {
 		return err
+	}
+	if err := v.reapAll(ctx); err != nil {
+		return err
+	}
+	ctx, v.stop = context.WithCancel(context.WithoutCancel(ctx))
+	for range drainWorkers {
+		v.done.Go(func() { v.drainLoop(ctx) })
+	}
+	v.done.Go(func() { v.tend(ctx) })
+	return nil
+}
+
+// reapAll reaps all orphans, since nobody can have one open. If the volume is shared
+// others may.
+func (v *Volume) reapAll(ctx context.Context) error {
+	if v.Shared() {
+		return nil
 	}
 	orphans, err := v.o.State.Orphans()
 	if err != nil {
@@ -156,11 +188,6 @@ func (v *Volume) Start(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	ctx, v.stop = context.WithCancel(context.WithoutCancel(ctx))
-	for range drainWorkers {
-		v.done.Go(func() { v.drainLoop(ctx) })
-	}
-	v.done.Go(func() { v.tend(ctx) })
 	return nil
 }
 
@@ -170,6 +197,9 @@ func (v *Volume) Start(ctx context.Context) error {
 func (v *Volume) Close(ctx context.Context) error {
 	v.locks.close()
 	v.mu.Lock()
+	if !v.closed {
+		close(v.quit)
+	}
 	v.closed = true
 	v.mu.Unlock()
 	if v.stop != nil {

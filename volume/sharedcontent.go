@@ -1,0 +1,442 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cairnfs/cairn/index/journal"
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// Content of files that other nodes write, too.
+//
+// A file in memory builds on the content of one version of its inode. What was
+// written here since then lies above it, as dirty ranges and as the part of a stream
+// behind its beginning. When another node has named newer content, the file is
+// rebased: the newer content becomes the base, and the ranges written here stay above
+// it. A clean file has none, so it just shows the newer content. Observe marks the
+// file, and whoever uses it next rebases it; a commit that comes too late is refused
+// with ErrConflict, rebases and tries again.
+//
+// Ranges keep their place, so writes of two nodes to different ranges both survive,
+// and where they overlap the last commit wins. What was appended with O_APPEND has no
+// place but the end: it is a tail of the file that moves with a rebase.
+
+const (
+	// maxConflicts is how often a commit is tried. Each refusal means that another
+	// node's succeeded.
+	maxConflicts = 1000
+	// maxSeen bounds the inodes of which is remembered what the kernel has seen.
+	maxSeen = 256 << 10
+)
+
+// randomPause is how long to wait before a conflict is tried again, so that nodes
+// that meet do not meet again.
+func randomPause(try int) time.Duration {
+	return rand.N(min(time.Millisecond<<min(try, 5), 20*time.Millisecond))
+}
+
+// sharing is what a file of a shared volume knows besides.
+type sharing struct {
+	stale   atomic.Bool   // the namespace may have other content
+	version atomic.Uint64 // of committed, 0: not known
+	doubt   atomic.Pointer[doubt]
+	losses  atomic.Uint64 // how often what was written was given up
+
+	// Guarded by mu.
+	under      namespace.SessionID // under which it was written what is not committed
+	tail       int64               // where what was appended begins; -1: nothing was
+	frozenTail int64               // the same of what is frozen
+	condemned  bool                // what is not committed must not be any more
+}
+
+// doubt is a command whose outcome nobody knew. Only one about the content of an
+// inode is under way at a time.
+type doubt struct {
+	tail, end int64       // what it appended; guarded by file.mu
+	lost      atomic.Bool // nobody waits for it any more
+	landed    atomic.Bool
+}
+
+// fresh takes over what other nodes have named, if Observe said that there is
+// anything.
+func (f *file) fresh(ctx context.Context) error {
+	if !f.stale.Load() {
+		return nil
+	}
+	f.move.Lock()
+	defer f.move.Unlock()
+	return f.refresh(ctx)
+}
+
+// takeOver is fresh for those who have made sure that the namespace is, and do not
+// rely on Observe.
+func (f *file) takeOver(ctx context.Context) error {
+	n, err := f.v.o.State.Inode(f.ino)
+	if err == nil && n.Version == f.version.Load() {
+		return f.fresh(ctx)
+	}
+	f.move.Lock()
+	defer f.move.Unlock()
+	return f.refresh(ctx)
+}
+
+// refresh compares with the namespace. Called with move held.
+func (f *file) refresh(ctx context.Context) error {
+	f.stale.Store(false)
+	f.mu.Lock()
+	condemned := f.condemned
+	f.mu.Unlock()
+	if condemned {
+		return f.giveUp(ctx)
+	}
+	n, err := f.v.o.State.Inode(f.ino)
+	switch {
+	case errors.Is(err, namespace.ErrNotFound):
+		return nil // reaped; what is here may be read to the end
+	case err == nil && n.Version == f.committed.Version:
+		f.attrsNamed(n)
+	case err == nil:
+		err = f.rebase(ctx, n)
+	}
+	if err != nil {
+		f.stale.Store(true)
+	}
+	return err
+}
+
+// attrsNamed takes note of n, which may be newer than what the file builds on.
+// Called with move held.
+func (f *file) attrsNamed(n namespace.Inode) {
+	if f.v.Shared() {
+		n.Version, n.Content, n.Size = f.committed.Version, f.committed.Content, f.committed.Size
+	}
+	f.buildOn(n)
+}
+
+func (f *file) buildOn(n namespace.Inode) {
+	f.committed = n
+	f.version.Store(n.Version)
+}
+
+// rebase puts what was written here over the content of n. Called with move held and
+// nothing frozen.
+func (f *file) rebase(ctx context.Context, n namespace.Inode) error {
+	own, err := f.streamed(ctx)
+	if err != nil {
+		return fmt.Errorf("rebase inode %d: %w", f.ino, err)
+	}
+	f.mu.Lock()
+	before := f.dirty.mem
+	if own.n > 0 {
+		lower := f.v.noExtents()
+		lower.add(own)
+		f.dirty.under(&lower)
+	}
+	f.resolve()
+	moved := f.tail >= 0 && f.moveTail(n.Size)
+	f.v.mem.Add(f.dirty.mem - before)
+	f.stand(n)
+	f.mu.Unlock()
+	if moved {
+		f.v.tell([]Event{{Ino: f.ino, Content: true}})
+	}
+	return nil
+}
+
+// stand makes n what the file builds on. Called with move and mu held.
+func (f *file) stand(n namespace.Inode) {
+	f.base = f.v.baseOf(n.Content)
+	f.folded = max(f.folded, journal.Seq(n.Content.Folded))
+	f.buildOn(n)
+	end, _ := f.dirty.end()
+	f.size = max(n.Size, end)
+	if !f.changed {
+		f.mtime, f.ctime = n.Mtime, n.Ctime
+	}
+}
+
+// streamed returns what was written here and has moved into a stream, as a part of
+// its tree.
+func (f *file) streamed(ctx context.Context) (extent, error) {
+	b := f.base
+	if b.stream == nil || b.from == b.length {
+		return extent{}, nil
+	}
+	root, err := b.stream.snapshot(ctx)
+	if err != nil {
+		return extent{}, err
+	}
+	return extent{off: b.from, n: b.length - b.from, kind: shared, tree: f.v.reader(root), pos: b.from}, nil
+}
+
+// resolve ends a doubt about a command that was carried out: what it appended is in
+// the namespace. Called with mu held.
+func (f *file) resolve() {
+	d := f.doubt.Load()
+	if d == nil || !d.landed.Load() {
+		return
+	}
+	f.doubt.Store(nil)
+	if d.tail < 0 {
+		return
+	}
+	f.dirty.clear(d.tail, d.end)
+	f.tail = -1
+	if end, ok := f.dirty.end(); ok && end > d.end {
+		f.tail = d.end
+	}
+}
+
+// moveTail moves what was appended to the end of a file of the given size, over
+// which lies what else was written here, and reports whether it was elsewhere. Called
+// with mu held.
+func (f *file) moveTail(size int64) bool {
+	records := f.dirty.overlapping(f.tail, maxSize)
+	f.dirty.clear(f.tail, maxSize)
+	end, _ := f.dirty.end()
+	delta := max(size, end) - f.tail
+	for _, e := range records {
+		e = e.slice(max(e.off, f.tail), e.end())
+		e.off += delta
+		f.dirty.add(e)
+	}
+	f.tail += delta
+	if d := f.doubt.Load(); d != nil && d.tail >= 0 {
+		d.tail, d.end = d.tail+delta, d.end+delta
+	}
+	return delta != 0
+}
+
+// place returns with mu held when n bytes may be written at off, or appended. The
+// tail is one piece that holds nothing but what was appended, so that it can be
+// moved: what would end it is written after it was committed.
+func (f *file) place(ctx context.Context, off, n int64, atEnd bool) error {
+	c := f.v.shared()
+	if c == nil {
+		f.mu.Lock()
+		return nil
+	}
+	if c.Session() == 0 {
+		return namespace.ErrSession
+	}
+	if atEnd {
+		if err := f.fresh(ctx); err != nil {
+			return err
+		}
+	}
+	for {
+		f.mu.Lock()
+		if atEnd && f.tail < 0 {
+			f.tail = f.size
+		}
+		if atEnd || f.fits(off, off+n) {
+			return nil
+		}
+		f.mu.Unlock()
+		f.move.Lock()
+		err := f.commit(ctx)
+		f.move.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// fits reports whether a write leaves the tail what it is. Called with mu held.
+func (f *file) fits(off, end int64) bool {
+	tail := f.tail
+	if f.frozenTail >= 0 {
+		tail = f.frozenTail
+	}
+	return tail < 0 || end <= tail || f.doubt.Load() == nil && off >= tail && end <= f.size
+}
+
+// commitShared is commit of a file that others write, too. Called with move held.
+func (f *file) commitShared(ctx context.Context) error {
+	if f.stale.Load() {
+		if err := f.refresh(ctx); err != nil {
+			return err
+		}
+	}
+	for try := 0; ; try++ {
+		if err := f.expire(ctx); err != nil {
+			return err
+		}
+		err := f.commitOnce(ctx)
+		if !errors.Is(err, namespace.ErrConflict) || try == maxConflicts {
+			return err
+		}
+		time.Sleep(f.v.o.pause(try))
+		if err := f.refresh(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// nameShared proposes new content. Called with move held.
+func (f *file) nameShared(ctx context.Context, op *namespace.SetContent) error {
+	f.mu.Lock()
+	d := &doubt{tail: f.frozenTail, end: op.Size}
+	f.mu.Unlock()
+	first := f.doubt.CompareAndSwap(nil, d) // before it can land
+	res, err := f.nameWith(ctx, op)
+	if err != nil {
+		if first {
+			f.doubted(d, res)
+		}
+		return fmt.Errorf("name the content of inode %d: %w", f.ino, err)
+	}
+	f.doubt.Store(nil)
+	n := res.Inodes[len(res.Inodes)-1]
+	if n.Version != res.Index { // the inode as it is by now
+		n.Version, n.Content, n.Size = res.Index, op.Content, op.Size
+		f.stale.Store(true)
+	}
+	f.v.seen.advance(f.ino, f.committed.Version, n.Version)
+	f.buildOn(n)
+	return nil
+}
+
+// doubted is called when a command has failed. If nothing is known of its outcome the
+// doubt stays, and ends when Observe sees the command or another one succeeds.
+func (f *file) doubted(d *doubt, res namespace.Result) {
+	if res.Err != nil {
+		f.doubt.Store(nil)
+		return
+	}
+	d.lost.Store(true)
+	if d.landed.Load() {
+		f.stale.Store(true)
+		f.v.tell([]Event{{Ino: f.ino, Content: true}})
+	}
+}
+
+// secureShared is secure: what others are to see after a loss of power must be named.
+func (f *file) secureShared(ctx context.Context) error {
+	if err := f.commit(ctx); err != nil {
+		return err
+	}
+	return f.nameLater(ctx)
+}
+
+// flush commits. A file that is gone needs none.
+func (f *file) flush(ctx context.Context) error {
+	f.move.Lock()
+	defer f.move.Unlock()
+	if err := f.secureShared(ctx); err != nil && !errors.Is(err, namespace.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+// setSizeShared is setSize. Called with move held.
+func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) error {
+	if err := f.secureShared(ctx); err != nil {
+		return err
+	}
+	d := &doubt{tail: -1}
+	f.doubt.Store(d)
+	res, err := f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv})
+	if err != nil {
+		f.doubted(d, res)
+		return err
+	}
+	f.doubt.Store(nil)
+	n := res.Inodes[0]
+	if n.Version > res.Index {
+		f.stale.Store(true)
+	} else if !f.stale.Load() {
+		f.v.seen.advance(f.ino, f.committed.Version, n.Version)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := f.dirty.mem
+	f.dirty.clear(size, maxSize)
+	f.v.mem.Add(f.dirty.mem - before)
+	if f.tail >= size {
+		f.tail = -1
+	}
+	f.stand(n)
+	f.mtime, f.ctime = n.Mtime, n.Ctime
+	if f.dirty.empty() && f.later.mask == 0 {
+		f.changed, f.under = false, 0
+	}
+	return nil
+}
+
+// openShared is open of a file that others may write.
+func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle, error) {
+	h := &Handle{f: f, flags: flags}
+	err := f.takeOver(ctx)
+	if err == nil {
+		h.losses = f.losses.Load()
+		err = h.openSole(ctx)
+	}
+	if err == nil && flags&syscall.O_TRUNC != 0 {
+		if err = f.setSize(context.WithoutCancel(ctx), 0, false); err != nil {
+			h.releaseSole()
+		}
+	}
+	if err != nil {
+		v.release(f)
+		return nil, err
+	}
+	h.keep = v.seen.note(f.ino, f.version.Load())
+	return h, nil
+}
+
+// Stale reports whether the kernel may have pages of content that another node has
+// replaced since it last dropped them. Whoever asks drops all pages of the inode if
+// so, before anything else is done on account of the answer: after a lock was
+// granted, before that is told.
+func (h *Handle) Stale() bool {
+	v := h.f.v
+	return v.Shared() && !v.seen.note(h.f.ino, h.f.version.Load())
+}
+
+// seen is the version of the content that the kernel may have pages of, for each
+// inode.
+type seen struct {
+	mu sync.Mutex
+	at map[namespace.Ino]uint64
+}
+
+// note sets the version and reports whether it was that before.
+func (s *seen) note(ino namespace.Ino, version uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, ok := s.at[ino]
+	if s.at == nil || !ok && len(s.at) >= maxSeen {
+		s.at = make(map[namespace.Ino]uint64)
+	}
+	s.at[ino] = version
+	return ok && was == version
+}
+
+// advance says that what is new in a version was written through this kernel.
+func (s *seen) advance(ino namespace.Ino, from, to uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if was, ok := s.at[ino]; ok && was == from {
+		s.at[ino] = to
+	}
+}
+
+func (s *seen) forget(ino namespace.Ino) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.at, ino)
+}
+
+func (s *seen) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = nil
+}
