@@ -46,7 +46,7 @@ type fileSystem struct {
 	fuse.RawFileSystem
 
 	vol      *volume.Volume
-	server   *fuse.Server // from Init on
+	server   notifier // the *fuse.Server, from Init on
 	now      func() time.Time
 	log      *slog.Logger
 	handles  handles
