@@ -19,7 +19,8 @@ import (
 
 // errnos says what a calling process is told for each error of the layers
 // below; the first match counts, the common ones stand first. An error that is
-// not here is EIO.
+// not here is EIO: also that the node's session has ended, and what the volume should
+// have dealt with, that content has changed meanwhile or a command came twice.
 //
 // Of system call errors that come up from below only those are passed on that
 // mean the same to the caller as to the node. ENOENT, say, would claim that the
@@ -43,6 +44,7 @@ var errnos = [...]struct {
 	{namespace.ErrNotSupported, syscall.EOPNOTSUPP},
 	{namespace.ErrAccess, syscall.EACCES},
 	{namespace.ErrTrimmed, syscall.ESTALE},
+	{namespace.ErrLocked, syscall.EAGAIN},
 	{volume.ErrTooBig, syscall.EFBIG},
 	{volume.ErrNoData, syscall.ENXIO},
 	{volume.ErrNotRegular, syscall.EINVAL},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -20,29 +21,34 @@ import (
 // the name up again and then open it: the check of permissions belongs to the
 // file there is.
 func (fs *fileSystem) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	q := fs.asked(&in.InHeader, name)
 	a, h, err := fs.vol.Create(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Flags, caller(&in.InHeader, in.Umask))
 	if err != nil {
 		if errors.Is(err, namespace.ErrExist) && in.Flags&syscall.O_EXCL == 0 {
+			if fs.coherent.shared() {
+				fs.coherent.toldToLook(in.Pid)
+			}
 			return fuse.Status(syscall.ESTALE)
 		}
 		return fs.fail("create", in.NodeId, name, err)
 	}
-	return fs.created(&a, h, in.Flags, out)
+	return fs.created(q, &a, h, in.Flags, out)
 }
 
 // Tmpfile is open(2) with O_TMPFILE: a file without a name, which the kernel lets
 // be linked unless O_EXCL is set as well.
 func (fs *fileSystem) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	q := fs.asked(&in.InHeader, "")
 	a, h, err := fs.vol.Tmpfile(context.Background(), namespace.Ino(in.NodeId), in.Mode, in.Flags, caller(&in.InHeader, in.Umask))
 	if err != nil {
 		return fs.fail("tmpfile", in.NodeId, "", err)
 	}
-	return fs.created(&a, h, in.Flags, out)
+	return fs.created(q, &a, h, in.Flags, out)
 }
 
-// created answers with a new file that is open.
-func (fs *fileSystem) created(a *volume.Attr, h *volume.Handle, flags uint32, out *fuse.CreateOut) fuse.Status {
-	if status := fs.opened(h, &out.OpenOut); status != fuse.OK {
+// created answers q with a new file that is open.
+func (fs *fileSystem) created(q asked, a *volume.Attr, h *volume.Handle, flags uint32, out *fuse.CreateOut) fuse.Status {
+	if status := fs.opened(h, flags, &out.OpenOut); status != fuse.OK {
 		fs.vol.Forget(a.Ino) // it may have no name, and the kernel does not know it
 		return status
 	}
@@ -52,15 +58,15 @@ func (fs *fileSystem) created(a *volume.Attr, h *volume.Handle, flags uint32, ou
 		// third of what FUSE costs a stream and splits odd-sized writes.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
-	fs.entry(a, &out.EntryOut)
+	fs.entry(q, a, &out.EntryOut)
 	return fuse.OK
 }
 
 // Open opens a regular file, and truncates it if asked to.
 func (fs *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	h, err := fs.vol.Open(context.Background(), namespace.Ino(in.NodeId), in.Flags)
-	if err != nil {
-		return fs.fail("open", in.NodeId, "", err)
+	h, status := fs.open(in)
+	if status != fuse.OK {
+		return status
 	}
 	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
 		if err := fs.vol.KillPriv(context.Background(), h.Ino()); err != nil {
@@ -68,21 +74,72 @@ func (fs *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 			return fs.fail("open", in.NodeId, "", err)
 		}
 	}
-	return fs.opened(h, out)
+	return fs.opened(h, in.Flags, out)
+}
+
+// open opens a file. Of a shared volume, whether it is the one that the caller asked
+// for is known only when it is open, and then it may be truncated.
+func (fs *fileSystem) open(in *fuse.OpenIn) (*volume.Handle, fuse.Status) {
+	ctx, ino, shared := context.Background(), namespace.Ino(in.NodeId), fs.coherent.shared()
+	flags, arrived := in.Flags, time.Time{}
+	if shared {
+		flags, arrived = flags&^syscall.O_TRUNC, fs.now()
+	}
+	h, err := fs.vol.Open(ctx, ino, flags)
+	if gone := errors.Is(err, namespace.ErrNotFound); shared && (err == nil || gone) &&
+		fs.coherent.stale(in.Pid, in.NodeId, arrived, gone) {
+		if h != nil {
+			h.Release()
+		}
+		return nil, fuse.Status(syscall.ESTALE)
+	}
+	if err == nil && flags != in.Flags {
+		if _, err = fs.vol.SetAttr(ctx, ino, volume.SetAttr{Valid: volume.SetSize}); err != nil {
+			h.Release()
+		}
+	}
+	return h, fs.status("open", in.NodeId, "", err)
 }
 
 // opened gives h a number and tells the kernel how to treat the file.
-func (fs *fileSystem) opened(h *volume.Handle, out *fuse.OpenOut) fuse.Status {
+func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) fuse.Status {
 	fh := fs.handles.add(h)
 	if fh == 0 {
 		h.Release()
 		return fuse.Status(syscall.ENFILE)
 	}
 	out.Fh = fh
-	if h.KeepCache() {
+	keep := h.KeepCache()
+	if fs.coherent.shared() {
+		keep = fs.openedShared(h, flags, out) && keep
+	}
+	if keep {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK
+}
+
+// openedShared sees to it that the kernel does not go by a size that is no longer
+// right, and reports whether it has been told of all changes of the file's content.
+// Without FOPEN_KEEP_CACHE it drops the pages, but not the attributes.
+func (fs *fileSystem) openedShared(h *volume.Handle, flags uint32, out *fuse.OpenOut) (keep bool) {
+	if flags&syscall.O_APPEND != 0 {
+		// Where the file ends is known here only.
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
+	ino := uint64(h.Ino())
+	content, any := fs.coherent.waiting(ino)
+	if any || !h.KeepCache() {
+		fs.forgetAttr(ino)
+	}
+	return !content
+}
+
+// forgetAttr has the kernel drop the attributes of an inode. It waits for nothing.
+func (fs *fileSystem) forgetAttr(ino uint64) {
+	if fs.server != nil {
+		fs.server.InodeNotify(ino, -1, 0)
+	}
 }
 
 // Read fills buf from the file.
@@ -135,7 +192,19 @@ func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (in
 		// one bit more.
 		err = h.Fsync(ctx, in.Flags&syscall.O_SYNC != syscall.O_SYNC)
 	}
+	if err == nil && in.Flags&syscall.O_APPEND != 0 && fs.coherent.shared() {
+		fs.appended(in, n)
+	}
 	return n, err
+}
+
+// appended has the kernel drop what it holds of the end of a file if n bytes were
+// not appended where it thinks.
+func (fs *fileSystem) appended(in *fuse.WriteIn, n int) {
+	a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(in.NodeId))
+	if err != nil || a.Size != int64(in.Offset)+int64(n) {
+		fs.writeBack(in.NodeId, int64(in.Offset), 0)
+	}
 }
 
 // Flush runs at each close(2) of a descriptor. Locks go last, so that who gets

@@ -20,6 +20,7 @@ const (
 	// cacheFor is how long the kernel may use names, absent names and
 	// attributes without asking again. It changes its copies itself as it
 	// changes the volume, so this bounds nothing but the harm of a mistake.
+	// Of a shared volume see coherence.
 	cacheFor = time.Hour
 	// ioSize is what stat says is a good size for reads and writes, in
 	// bytes; stdio makes its buffers of that size. A request costs the
@@ -45,11 +46,12 @@ type fileSystem struct {
 	fuse.RawFileSystem
 
 	vol      *volume.Volume
-	server   *fuse.Server // from Init on
+	server   notifier // the *fuse.Server, from Init on
 	now      func() time.Time
 	log      *slog.Logger
 	handles  handles
 	known    lookups
+	coherent *coherence
 	searches searches
 	uid, gid *uint32 // of every file, if set
 	devices  bool    // may be created
@@ -62,10 +64,12 @@ type fileSystem struct {
 }
 
 func newFileSystem(vol *volume.Volume, o Options) *fileSystem {
-	return &fileSystem{
+	fs := &fileSystem{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), vol: vol, now: o.Now, log: o.Logger,
 		uid: o.UID, gid: o.GID, devices: o.Dev, relatime: o.Relatime && !o.ReadOnly,
 	}
+	fs.coherent = newCoherence(vol, &fs.known, o.Now)
+	return fs
 }
 
 // String is the name of the file system in go-fuse's messages.
@@ -77,11 +81,13 @@ func (fs *fileSystem) Init(s *fuse.Server) {
 	able := s.KernelSettings().Flags64()
 	fs.keepsDirs = able&fuse.CAP_NO_OPENDIR_SUPPORT != 0
 	fs.saysKillSetGID = able&fuse.CAP_SETXATTR_EXT != 0
+	fs.coherent.start(s)
 }
 
 // OnUnmount runs after the last request. What the kernel did not give back by
 // then, because the connection was cut, is given back here.
 func (fs *fileSystem) OnUnmount() {
+	fs.coherent.end()
 	fs.handles.drain((*volume.Handle).Release)
 	fs.known.drain(func(ino uint64) { fs.vol.Forget(namespace.Ino(ino)) })
 }
@@ -97,15 +103,33 @@ func caller(h *fuse.InHeader, umask uint32) volume.Caller {
 	return volume.Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid, Umask: umask & 0o777}
 }
 
-// entry answers with an inode under a name. From here on the kernel knows the
-// inode, until Forget.
-func (fs *fileSystem) entry(a *volume.Attr, out *fuse.EntryOut) {
+// asked is a question that is answered with an inode: who asks, for which name in
+// which directory, which is empty if it is not for a name, and which was the last
+// event (see coherence) before the volume was asked.
+type asked struct {
+	caller uint32
+	parent uint64
+	name   string
+	since  uint64
+}
+
+func (fs *fileSystem) asked(h *fuse.InHeader, name string) asked {
+	return asked{h.Pid, h.NodeId, name, fs.coherent.seq.Load()}
+}
+
+// entry answers q with an inode. From here on the kernel knows the inode, until
+// Forget.
+func (fs *fileSystem) entry(q asked, a *volume.Attr, out *fuse.EntryOut) {
 	out.NodeId = uint64(a.Ino)
 	out.Generation = a.Generation
-	out.SetEntryTimeout(cacheFor)
-	out.SetAttrTimeout(cacheFor)
 	fs.fillAttr(a, &out.Attr)
 	fs.known.add(uint64(a.Ino))
+	entry, attr := cacheFor, cacheFor
+	if fs.coherent.shared() {
+		entry, attr = fs.coherent.handedOut(q.caller, q.since, q.parent, q.name, uint64(a.Ino))
+	}
+	out.SetEntryTimeout(entry)
+	out.SetAttrTimeout(attr)
 }
 
 func (fs *fileSystem) fillAttr(a *volume.Attr, out *fuse.Attr) {
@@ -154,20 +178,24 @@ func joinTime(sec uint64, nsec uint32) int64 {
 }
 
 // Lookup finds a name in a directory. That a name does not exist is an answer
-// like any other, which the kernel keeps.
+// like any other, which the kernel keeps unless other nodes may create it.
 func (fs *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	if len(name) > maxName {
 		return fuse.Status(syscall.ENAMETOOLONG)
 	}
+	q := fs.asked(h, name)
 	a, err := fs.vol.Lookup(context.Background(), namespace.Ino(h.NodeId), name)
 	if err != nil {
-		if errnoOf(err) == syscall.ENOENT {
+		if errnoOf(err) == syscall.ENOENT && !fs.coherent.shared() {
 			out.SetEntryTimeout(cacheFor)
 			return fuse.OK
 		}
 		return fs.fail("lookup", h.NodeId, name, err)
 	}
-	fs.entry(&a, out)
+	if name == "." || name == ".." { // of a file handle: nothing was found by a name
+		q.name = ""
+	}
+	fs.entry(q, &a, out)
 	return fuse.OK
 }
 
@@ -175,6 +203,7 @@ func (fs *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, o
 func (fs *fileSystem) Forget(ino, n uint64) {
 	if fs.known.forget(ino, n) {
 		fs.vol.Forget(namespace.Ino(ino))
+		fs.coherent.forget(ino)
 	}
 }
 
@@ -196,7 +225,9 @@ func (fs *fileSystem) attr(op string, ino uint64, a *volume.Attr, err error, out
 	if err != nil {
 		return fs.fail(op, ino, "", err)
 	}
-	out.SetTimeout(cacheFor)
+	if out.SetTimeout(cacheFor); fs.coherent.shared() {
+		out.SetTimeout(sharedFor)
+	}
 	fs.fillAttr(a, &out.Attr)
 	return fuse.OK
 }

@@ -73,7 +73,12 @@ func (fs *fileSystem) setLock(in *fuse.LkIn, lock func(*volume.Handle, volume.Lo
 	default:
 		return fuse.EINVAL
 	}
-	return fs.status("setlk", in.NodeId, "", lock(h, lockOf(in)))
+	err := lock(h, lockOf(in))
+	if err == nil && in.Lk.Typ != syscall.F_UNLCK && fs.coherent.shared() {
+		// Who held it before may have written on another node.
+		fs.writeBack(in.NodeId, 0, 0)
+	}
+	return fs.status("setlk", in.NodeId, "", err)
 }
 
 func lockOf(in *fuse.LkIn) volume.Lock {

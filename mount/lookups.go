@@ -2,7 +2,11 @@
 
 package mount
 
-import "sync"
+import (
+	"maps"
+	"slices"
+	"sync"
+)
 
 const lookupShards = 64
 
@@ -38,6 +42,28 @@ func (l *lookups) forget(ino, n uint64) bool {
 	}
 	delete(s.n, ino)
 	return true
+}
+
+// has reports whether the kernel knows ino.
+func (l *lookups) has(ino uint64) bool {
+	s := &l[ino%lookupShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.n[ino] > 0
+}
+
+// each calls fn for the inodes that the kernel knows. Those that it forgets, or is
+// told of, meanwhile may be among them.
+func (l *lookups) each(fn func(ino uint64)) {
+	for i := range l {
+		s := &l[i]
+		s.mu.Lock()
+		known := slices.Collect(maps.Keys(s.n))
+		s.mu.Unlock()
+		for _, ino := range known {
+			fn(ino)
+		}
+	}
 }
 
 // drain forgets all inodes and calls fn for each.

@@ -16,11 +16,11 @@ import (
 // his umask beside: it does not count in a directory with a default access
 // control list.
 
-func (fs *fileSystem) named(op string, parent uint64, name string, a *volume.Attr, err error, out *fuse.EntryOut) fuse.Status {
+func (fs *fileSystem) named(op string, q asked, a *volume.Attr, err error, out *fuse.EntryOut) fuse.Status {
 	if err != nil {
-		return fs.fail(op, parent, name, err)
+		return fs.fail(op, q.parent, q.name, err)
 	}
-	fs.entry(a, out)
+	fs.entry(q, a, out)
 	return fuse.OK
 }
 
@@ -32,26 +32,30 @@ func (fs *fileSystem) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, ou
 	if device && !fs.devices {
 		return fuse.EPERM
 	}
+	q := fs.asked(&in.InHeader, name)
 	a, err := fs.vol.Mknod(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, in.Rdev, caller(&in.InHeader, in.Umask))
-	return fs.named("mknod", in.NodeId, name, &a, err, out)
+	return fs.named("mknod", q, &a, err, out)
 }
 
 // Mkdir is mkdir(2).
 func (fs *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	q := fs.asked(&in.InHeader, name)
 	a, err := fs.vol.Mkdir(context.Background(), namespace.Ino(in.NodeId), name, in.Mode, caller(&in.InHeader, in.Umask))
-	return fs.named("mkdir", in.NodeId, name, &a, err, out)
+	return fs.named("mkdir", q, &a, err, out)
 }
 
 // Symlink is symlink(2).
 func (fs *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	q := fs.asked(h, name)
 	a, err := fs.vol.Symlink(context.Background(), namespace.Ino(h.NodeId), name, target, caller(h, 0))
-	return fs.named("symlink", h.NodeId, name, &a, err, out)
+	return fs.named("symlink", q, &a, err, out)
 }
 
 // Link is link(2).
 func (fs *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	q := fs.asked(&in.InHeader, name)
 	a, err := fs.vol.Link(context.Background(), namespace.Ino(in.Oldnodeid), namespace.Ino(in.NodeId), name)
-	return fs.named("link", in.NodeId, name, &a, err, out)
+	return fs.named("link", q, &a, err, out)
 }
 
 // Readlink is readlink(2).
@@ -64,18 +68,27 @@ func (fs *fileSystem) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fus
 // Unlink is unlink(2).
 func (fs *fileSystem) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	err := fs.vol.Unlink(context.Background(), namespace.Ino(h.NodeId), name)
+	if err == nil && fs.coherent.shared() {
+		fs.coherent.removed(h.NodeId, name)
+	}
 	return fs.status("unlink", h.NodeId, name, err)
 }
 
 // Rmdir is rmdir(2).
 func (fs *fileSystem) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	err := fs.vol.Rmdir(context.Background(), namespace.Ino(h.NodeId), name)
+	if err == nil && fs.coherent.shared() {
+		fs.coherent.removed(h.NodeId, name)
+	}
 	return fs.status("rmdir", h.NodeId, name, err)
 }
 
 // Rename is renameat2(2). The volume knows which flags there are.
 func (fs *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, newName string) fuse.Status {
 	err := fs.vol.Rename(context.Background(), namespace.Ino(in.NodeId), name, namespace.Ino(in.Newdir), newName, in.Flags)
+	if err == nil && fs.coherent.shared() {
+		fs.coherent.renamed(in.NodeId, name, in.Newdir, newName, in.Flags&volume.RenameExchange != 0)
+	}
 	return fs.status("rename", in.NodeId, name, err)
 }
 
@@ -115,26 +128,32 @@ func (fs *fileSystem) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 // for a process that is about to ask for them one by one.
 func (fs *fileSystem) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	// Attributes are filled in after the listing, not from within it.
-	var slots []*fuse.EntryOut
-	var inos []uint64
+	type answer struct {
+		slot *fuse.EntryOut
+		name string
+		ino  uint64
+	}
+	var answers []answer
+	q := fs.asked(&in.InHeader, "")
 	err := fs.list(in, func(e fuse.DirEntry) bool {
 		slot := out.AddDirLookupEntry(e)
 		if slot == nil {
 			return false
 		}
 		if e.Name != "." && e.Name != ".." { // the kernel takes no attributes of these
-			slots, inos = append(slots, slot), append(inos, e.Ino)
+			answers = append(answers, answer{slot, e.Name, e.Ino})
 		}
 		return true
 	})
 	if err != nil {
 		return fs.fail("readdir", in.NodeId, "", err)
 	}
-	for i, slot := range slots {
+	for _, e := range answers {
 		// An inode that is gone by now keeps an empty slot: a bare name.
-		a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(inos[i]))
+		a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(e.ino))
 		if err == nil {
-			fs.entry(&a, slot)
+			q.name = e.name
+			fs.entry(q, &a, e.slot)
 		}
 	}
 	return fuse.OK

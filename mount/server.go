@@ -46,6 +46,7 @@ const capabilities = fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.
 // Server is a mounted volume.
 type Server struct {
 	fuse       *fuse.Server
+	fs         *fileSystem
 	mountpoint string
 	log        *slog.Logger
 	done       chan struct{} // closed when the last request has been answered
@@ -86,7 +87,7 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 		}
 		return nil, explain(err)
 	}
-	s := &Server{fuse: srv, mountpoint: path, log: o.Logger, done: make(chan struct{})}
+	s := &Server{fuse: srv, fs: fs, mountpoint: path, log: o.Logger, done: make(chan struct{})}
 	go func() {
 		srv.Serve()
 		close(s.done)
