@@ -35,6 +35,7 @@ type app struct {
 	dirFlag  string
 	logLevel string
 	running  bool // flags and arguments were understood
+	offline  bool // a member of a cluster is opened alone
 }
 
 // programName is the name of the program. It has another one too, helperName.
@@ -123,11 +124,13 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: groupFiles, Title: "The filesystem:"},
 		&cobra.Group{ID: groupContent, Title: "Content by CID:"},
 		&cobra.Group{ID: groupStore, Title: "The store:"},
+		&cobra.Group{ID: groupCluster, Title: "Several machines:"},
 	)
 	root.AddCommand(
 		a.mountCmd(), a.umountCmd(),
 		a.addCmd(), a.getCmd(), a.catCmd(), a.lsCmd(), a.pinCmd(),
 		a.statusCmd(), a.checkCmd(), a.benchCmd(),
+		a.inviteCmd(), a.joinCmd(), a.serveCmd(), a.peersCmd(), a.configCmd(), a.recoverCmd(),
 		a.versionCmd(), exitCodesTopic(),
 	)
 	return root
@@ -138,6 +141,7 @@ const (
 	groupFiles   = "files"
 	groupContent = "content"
 	groupStore   = "store"
+	groupCluster = "cluster"
 )
 
 // dir returns the absolute path of the data directory.

@@ -82,7 +82,7 @@ func (m *mounter) daemonArgs() []string {
 	if m.reserve > 0 {
 		args = append(args, "--reserve", strconv.FormatInt(int64(m.reserve), 10))
 	}
-	return slices.Concat(args, []string{"--", m.options.Mountpoint})
+	return slices.Concat(args, m.online.args(), []string{"--", m.options.Mountpoint})
 }
 
 // moveToLog turns standard input, output and error of this process, whatever

@@ -11,8 +11,12 @@ import (
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/tree"
 	"github.com/cairnfs/cairn/mount"
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/node"
 	"github.com/cairnfs/cairn/node/control"
+	"github.com/cairnfs/cairn/p2p/invite"
+	"github.com/cairnfs/cairn/p2p/replica"
 )
 
 // Exit codes.
@@ -126,6 +130,28 @@ func outcomes() []outcome {
 		{is(mount.ErrMounted), codeFailed, "choose another mount point, or end that mount with `cairn umount`"},
 		{is(mount.ErrNotMounted), codeNotFound, "`cairn status` lists the mount points of a store"},
 		{as[*mount.BusyError], codeFailed, ""},
+		{is(invite.ErrNotAToken), codeUsage, ""},
+		{is(invite.ErrTruncated), codeUsage, ""},
+		{is(invite.ErrMistyped), codeUsage, ""},
+		{is(invite.ErrVersion), codeUsage, ""},
+		{is(invite.ErrTooLong), codeUsage, ""},
+		{is(invite.ErrInvalid), codeUsage, ""},
+		{is(node.ErrRefused), codeFailed, "ask for another invitation (`cairn invite` on a member)"},
+		{is(node.ErrUnreachable), codeUnavailable, ""},
+		{is(node.ErrHasStore), codeFailed, "choose another one with --dir"},
+		{is(node.ErrJoined), codeFailed, "run it with `cairn mount` or `cairn serve`"},
+		{is(node.ErrListen), codeUnavailable, "choose another address with --listen"},
+		{is(node.ErrKeyMode), codeFailed, ""},
+		{is(node.ErrOffline), codeUnavailable, "start it with `cairn mount` or `cairn serve`"},
+		{is(node.ErrNoNames), codeUnavailable, "see that the other members run and can be reached from here"},
+		{is(node.ErrRemoved), codeFailed, "to join again it needs an empty data directory and an invitation"},
+		{is(namespace.ErrNoCluster), codeNotFound, "`cairn invite` begins one"},
+		{is(namespace.ErrNoMember), codeNotFound, "`cairn peers` lists the members"},
+		{is(namespace.ErrNoInvite), codeNotFound, ""},
+		{is(raft.ErrTimeout), codeUnavailable, "see which members answer (`cairn peers`)"},
+		{is(raft.ErrNoQuorum), codeUnavailable, "see which members answer (`cairn peers`)"},
+		{is(raft.ErrBehind), codeIntegrity, ""},
+		{is(replica.ErrTooFewCopies), codeUnavailable, "see which members answer (`cairn peers`)"},
 		{is(errDamage), codeIntegrity, ""},
 		{is(node.ErrDamaged), codeIntegrity, "restore the data directory from a backup"},
 		{is(cas.ErrCorrupt), codeIntegrity, "`cairn check` lists all damage"},

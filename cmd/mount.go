@@ -34,6 +34,8 @@ type mounter struct {
 	dir     string
 	options mountOptions
 	reserve size
+	online  online
+	token   string
 	daemon  bool
 	readyFD int
 }
@@ -77,6 +79,11 @@ mount.cairn the program mounts for mount(8) and /etc/fstab.
 			if err := m.choose(args[0], o); err != nil {
 				return err
 			}
+			if m.token != "" {
+				if err := m.joinFirst(c.Context()); err != nil {
+					return err
+				}
+			}
 			if m.daemon && !c.Flag("log-level").Changed {
 				a.logLevel = slog.LevelInfo.String()
 			}
@@ -93,6 +100,8 @@ mount.cairn the program mounts for mount(8) and /etc/fstab.
 	flags.Var(&m.reserve, "reserve", "disk space to leave free (default the larger of 1 GiB and 2 % of the disk; at least 256 MiB, or an eighth of a smaller one)")
 	flags.Lookup("reserve").DefValue = "0" // which help does not show
 	flags.BoolVar(&m.daemon, "daemon", false, "return when the mount is ready and serve it in the background")
+	m.online.flags(c)
+	flags.StringVar(&m.token, "join", "", "join the cluster of this `TOKEN` first, if the store is no member yet")
 	flags.IntVar(&m.readyFD, readyFlag, 0, "")
 	flags.StringVar(&source, sourceFlag, "", "")
 	for _, hidden := range []string{readyFlag, sourceFlag} {
@@ -114,6 +123,7 @@ func (m *mounter) run(ctx context.Context) (err error) {
 
 	o := m.nodeOptions(m.dir, true)
 	o.Reserve = int64(m.reserve)
+	m.online.apply(&o)
 	n, err := m.openOwn(ctx, o)
 	if err != nil {
 		return err
@@ -138,6 +148,15 @@ func (m *mounter) run(ctx context.Context) (err error) {
 		return errors.Join(err, srv.Unmount())
 	}
 	return m.serve(srv, n, signals)
+}
+
+// joinFirst makes the store a member's, unless it is one already.
+func (m *mounter) joinFirst(ctx context.Context) error {
+	err := m.join(ctx, m.token, node.JoinOptions{Listen: m.online.listen, Name: m.online.name})
+	if errors.Is(err, node.ErrJoined) {
+		return nil
+	}
+	return err
 }
 
 // openOwn opens the store in this process. Another one that holds it for a short

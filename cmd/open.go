@@ -57,11 +57,19 @@ func (a *app) open(ctx context.Context, create bool) (control.Node, error) {
 	}
 }
 
+// inspect is with, for commands that change nothing and ask no other node: a member
+// that does not run stays so.
+func (a *app) inspect(ctx context.Context, do func(control.Node) error) error {
+	a.offline = true
+	return a.with(ctx, false, do)
+}
+
 // nodeOptions returns how this command opens the store in dir.
 func (a *app) nodeOptions(dir string, create bool) node.Options {
 	return node.Options{
 		Dir:     dir,
 		Create:  create,
+		Offline: a.offline,
 		Command: "cairn " + strings.Join(os.Args[1:], " "),
 		Logger:  a.logger(a.Err),
 	}

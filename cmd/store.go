@@ -78,7 +78,7 @@ size of the blocks that hold them.`,
 		Example: example("cairn status", "cairn status --json"),
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), false, func(n control.Node) error {
+			return a.inspect(c.Context(), func(n control.Node) error {
 				status, err := n.Status(c.Context())
 				if err != nil {
 					return err
@@ -108,7 +108,37 @@ func (a *app) printStatus(s control.Status) error {
 	row("files", "%d in %d directories, %s", s.Namespace.Files, s.Namespace.Dirs, bytesText(s.Namespace.LogicalBytes))
 	row("pins", "%d, %s", s.Pins.Count, bytesText(s.Pins.LogicalBytes))
 	row("dedup ratio", "%.2f", s.DedupRatio)
+	a.clusterRows(s, row)
 	return w.Flush()
+}
+
+// clusterRows adds what a member knows of its cluster.
+func (a *app) clusterRows(s control.Status, row func(name, format string, args ...any)) {
+	if s.Cluster == nil {
+		return
+	}
+	row("cluster", "%s, %d nodes, %d copies of each block", s.Cluster.ID, len(s.Peers)+1, s.Cluster.Copies)
+	if s.Node == nil {
+		row("node", "does not run")
+		return
+	}
+	row("node", "%s (%s), %s", shortID(s.Node.ID), printable(s.Node.Name), s.Node.Role)
+	leader := "no leader: nothing can be changed"
+	switch {
+	case s.Raft.Leader == s.Node.ID:
+		leader = "leader"
+	case s.Raft.Leader != "":
+		leader = s.Raft.Role + " of " + shortID(s.Raft.Leader)
+	}
+	row("changes", "%s, term %d, applied %d", leader, s.Raft.Term, s.Raft.AppliedIndex)
+	alive := 0
+	for _, p := range s.Peers {
+		if p.State == "alive" || p.State == "draining" {
+			alive++
+		}
+	}
+	row("peers", "%d of %d answer", alive, len(s.Peers))
+	row("copies", "%d blocks lack some, %d are on their way", s.Blocks.UnderReplicated, s.Blocks.PendingReplication)
 }
 
 func (a *app) checkCmd() *cobra.Command {
@@ -122,7 +152,7 @@ namespace REASON" for that of names and attributes; the exit code is then 4.`,
 		Example: example("cairn check"),
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), false, func(n control.Node) error { return a.check(c.Context(), n) })
+			return a.inspect(c.Context(), func(n control.Node) error { return a.check(c.Context(), n) })
 		},
 	}
 }

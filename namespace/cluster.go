@@ -81,6 +81,10 @@ type SetMember struct {
 // RemoveMember ends a membership and its sessions: ErrNoMember.
 type RemoveMember struct{ ID p2p.PeerID }
 
+// ForceCluster removes all members but one, and gives the cluster a new generation:
+// what is left when the others are lost for good. ErrNoMember.
+type ForceCluster struct{ Self p2p.PeerID }
+
 // SetCopies sets how many nodes are to hold each block, 0 for the default.
 type SetCopies struct{ Copies int }
 
@@ -107,6 +111,8 @@ func (t *txn) doCluster(op Op) error {
 		return t.setMember(op)
 	case *RemoveMember:
 		return t.removeMember(op)
+	case *ForceCluster:
+		return t.forceCluster(op)
 	case *SetCopies:
 		return t.setCopies(op)
 	case *OpenSession:

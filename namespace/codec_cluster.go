@@ -57,6 +57,10 @@ func (op *RemoveMember) encode(p *namespacepb.Op) {
 	p.Kind = &namespacepb.Op_RemoveMember{RemoveMember: &namespacepb.RemoveMember{Id: []byte(op.ID)}}
 }
 
+func (op *ForceCluster) encode(p *namespacepb.Op) {
+	p.Kind = &namespacepb.Op_ForceCluster{ForceCluster: &namespacepb.ForceCluster{Self: []byte(op.Self)}}
+}
+
 func (op *SetCopies) encode(p *namespacepb.Op) {
 	p.Kind = &namespacepb.Op_SetCopies{SetCopies: &namespacepb.SetCopies{Copies: uint32(op.Copies)}}
 }
@@ -98,6 +102,8 @@ func decodeClusterOp(p *namespacepb.Op) (body proto.Message, op Op, err error) {
 		return m, &SetMember{Member: decodeMember(m.GetMember()), Mask: MemberMask(m.GetMask())}, known(m.GetMember())
 	case *namespacepb.Op_RemoveMember:
 		return k.RemoveMember, &RemoveMember{ID: p2p.PeerID(k.RemoveMember.GetId())}, nil
+	case *namespacepb.Op_ForceCluster:
+		return k.ForceCluster, &ForceCluster{Self: p2p.PeerID(k.ForceCluster.GetSelf())}, nil
 	case *namespacepb.Op_SetCopies:
 		return k.SetCopies, &SetCopies{Copies: int(k.SetCopies.GetCopies())}, nil
 	case *namespacepb.Op_OpenSession:

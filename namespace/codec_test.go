@@ -43,6 +43,7 @@ func everyOp() []Op {
 		&Redeem{Invite: InviteID{1}, Member: member},
 		&SetMember{Member: member, Mask: 1<<32 - 1},
 		&RemoveMember{ID: name},
+		&ForceCluster{Self: name},
 		&SetCopies{Copies: 3},
 		&OpenSession{Peer: name},
 		&EndSession{Session: 1<<64 - 1},

@@ -271,6 +271,33 @@ func (t *txn) removeMember(op *RemoveMember) error {
 	return t.changeCluster(func(*namespacepb.Cluster) error { return nil })
 }
 
+func (t *txn) forceCluster(op *ForceCluster) error {
+	view := t.s.View()
+	if view == nil {
+		return ErrNoCluster
+	}
+	if view.Member(op.Self) == nil {
+		return ErrNoMember
+	}
+	for _, m := range view.Members {
+		if m.ID == op.Self {
+			m.State = p2p.Active
+			if err := t.setMember(&SetMember{Member: m, Mask: MemberState}); err != nil {
+				return err
+			}
+		} else if err := t.removeMember(&RemoveMember{ID: m.ID}); err != nil {
+			return err
+		}
+	}
+	if err := t.endSessionsOf(op.Self); err != nil {
+		return err
+	}
+	return t.changeCluster(func(c *namespacepb.Cluster) error {
+		c.Generation++
+		return nil
+	})
+}
+
 func (t *txn) setCopies(op *SetCopies) error {
 	if op.Copies < 0 || op.Copies > MaxCopies {
 		return fmt.Errorf("%w: %d copies, at most %d", ErrInvalid, op.Copies, MaxCopies)

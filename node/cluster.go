@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -286,7 +287,7 @@ func differs(a, b uint64) bool {
 
 // describe returns what is to be registered of this node.
 func (c *cluster) describe() p2p.Member {
-	m := p2p.Member{ID: c.self, Name: c.n.o.Name, Addrs: c.host.Addrs()}
+	m := p2p.Member{ID: c.self, Name: c.n.memberFile.Name, Addrs: c.host.Addrs()}
 	if m.Name == "" {
 		m.Name, _ = os.Hostname()
 	}
@@ -299,10 +300,21 @@ func (c *cluster) describe() p2p.Member {
 	return m
 }
 
+// takeOptions takes over what is to be kept of the options.
+func (n *Node) takeOptions() {
+	if n.o.Listen != "" {
+		n.memberFile.Listen = n.o.Listen
+	}
+	if n.o.Name != "" {
+		n.memberFile.Name = n.o.Name
+	}
+}
+
 // openCluster is the step of open for a store that is a member's.
 func (n *Node) openCluster(ctx context.Context) error {
-	if n.o.Listen != "" && n.o.Listen != n.memberFile.Listen {
-		n.memberFile.Listen = n.o.Listen
+	was := n.memberFile
+	n.takeOptions()
+	if n.memberFile.Listen != was.Listen || n.memberFile.Name != was.Name {
 		if err := writeMember(n.o.FS, n.o.Dir, n.memberFile); err != nil {
 			return err
 		}
@@ -340,7 +352,7 @@ func (n *Node) awaitNames(ctx context.Context) error {
 const namesPatience = 60 * time.Second
 
 // recovery opens a file for what could not be stored under its name.
-func (n *Node) recovery(name string) (*os.File, error) {
+func (n *Node) recovery(name string) (io.WriteCloser, error) {
 	if err := os.MkdirAll(n.path(recoverDir), 0o700); err != nil {
 		return nil, err
 	}

@@ -27,9 +27,7 @@ func (n *Node) found(ctx context.Context) (err error) {
 		return err
 	}
 	n.memberFile.Raft, n.memberFile.Cluster = 1, hex.EncodeToString(id[:])
-	if n.o.Listen != "" {
-		n.memberFile.Listen = n.o.Listen
-	}
+	n.takeOptions()
 	c, err := n.newCluster()
 	if err != nil {
 		return err

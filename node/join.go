@@ -286,7 +286,7 @@ func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined
 	if err != nil {
 		return Joined{}, err
 	}
-	if err := n.become(a, listen); err != nil {
+	if err := n.become(a, listen, o.Name); err != nil {
 		return Joined{}, err
 	}
 	return Joined{ID: id, Cluster: a.Cluster, Role: a.Role, Voters: a.Voters}, nil
@@ -319,7 +319,7 @@ func ask(ctx context.Context, h *host.Host, t *invite.Token, r joinRequest) (*jo
 
 // become writes what makes the directory a member's store. Last comes the config,
 // without which there is none.
-func (n *Node) become(a *joinAnswer, listen string) error {
+func (n *Node) become(a *joinAnswer, listen, name string) error {
 	if a.Raft == 0 || len(a.Cluster) != 32 || len(a.Peers) == 0 {
 		return errors.New("answer of the cluster is incomplete")
 	}
@@ -330,7 +330,7 @@ func (n *Node) become(a *joinAnswer, listen string) error {
 	if _, err := c.format(); err != nil {
 		return err
 	}
-	m := memberFile{Format: memberFormat, Listen: listen, Raft: a.Raft, Cluster: a.Cluster, Joined: true, Peers: a.Peers}
+	m := memberFile{Format: memberFormat, Listen: listen, Name: name, Raft: a.Raft, Cluster: a.Cluster, Joined: true, Peers: a.Peers}
 	if err := writeMember(n.o.FS, n.o.Dir, m); err != nil {
 		return err
 	}

@@ -1,12 +1,12 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -66,7 +66,8 @@ func (n *Node) openVolume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if clustered {
+	n.log.offline = clustered && n.o.Offline
+	if clustered && !n.o.Offline {
 		if err := n.openCluster(ctx); err != nil {
 			return err
 		}
@@ -99,8 +100,10 @@ func (n *Node) replay() error {
 		case journal.KindRange:
 			return n.volume.Replay(rec)
 		case journal.KindLog:
-			if group == nil {
-				return nil // of a member that takes no part now
+			if group == nil { // of a member that takes no part now
+				rec.Payload = bytes.Clone(rec.Payload)
+				n.logRecords = append(n.logRecords, rec)
+				return nil
 			}
 			return group.Replay(rec)
 		case journal.KindCommand:

@@ -36,7 +36,8 @@ var ErrKeyMode = errors.New("file may be read by others than its owner")
 type memberFile struct {
 	Format  int    `json:"format"`
 	Listen  string `json:"listen"`
-	Raft    uint64 `json:"raft"` // 0: no cluster yet
+	Name    string `json:"name,omitempty"` // for people; empty: that of the host
+	Raft    uint64 `json:"raft"`           // 0: no cluster yet
 	Cluster string `json:"cluster"`
 	// Joined says that the names come from others; Peers are some of them.
 	Joined bool       `json:"joined,omitempty"`

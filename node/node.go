@@ -135,6 +135,7 @@ type Node struct {
 	kept          journal.Seq // first record that is needed, as of the last checkpoint
 
 	memberFile memberFile
+	logRecords []journal.Record        // of the group's log, if offline
 	cluster    atomic.Pointer[cluster] // nil: alone, or offline
 	founding   sync.Mutex
 

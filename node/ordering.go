@@ -26,6 +26,8 @@ type ordering struct {
 	secure func(context.Context) error
 	failed chan error // holds the first error after which nothing can be changed
 
+	offline bool // a member that takes no part: nothing is ordered
+
 	mu    sync.RWMutex // held for reading while solo is used
 	group *raft.Log
 }
@@ -44,6 +46,9 @@ func (o *ordering) Propose(ctx context.Context, cmd *namespace.Command) (namespa
 	group := o.group
 	if group == nil {
 		defer o.mu.RUnlock()
+		if o.offline {
+			return namespace.Result{}, ErrOffline
+		}
 		res, err := o.solo.Propose(ctx, cmd)
 		o.watch(ctx, err)
 		return res, err

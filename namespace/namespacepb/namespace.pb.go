@@ -826,6 +826,7 @@ type Op struct {
 	//	*Op_OpenSession
 	//	*Op_EndSession
 	//	*Op_LockRange
+	//	*Op_ForceCluster
 	Kind          isOp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1102,6 +1103,15 @@ func (x *Op) GetLockRange() *LockRange {
 	return nil
 }
 
+func (x *Op) GetForceCluster() *ForceCluster {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_ForceCluster); ok {
+			return x.ForceCluster
+		}
+	}
+	return nil
+}
+
 type isOp_Kind interface {
 	isOp_Kind()
 }
@@ -1210,6 +1220,10 @@ type Op_LockRange struct {
 	LockRange *LockRange `protobuf:"bytes,26,opt,name=lock_range,json=lockRange,proto3,oneof"`
 }
 
+type Op_ForceCluster struct {
+	ForceCluster *ForceCluster `protobuf:"bytes,27,opt,name=force_cluster,json=forceCluster,proto3,oneof"`
+}
+
 func (*Op_Create) isOp_Kind() {}
 
 func (*Op_Link) isOp_Kind() {}
@@ -1261,6 +1275,8 @@ func (*Op_OpenSession) isOp_Kind() {}
 func (*Op_EndSession) isOp_Kind() {}
 
 func (*Op_LockRange) isOp_Kind() {}
+
+func (*Op_ForceCluster) isOp_Kind() {}
 
 type Create struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2661,6 +2677,50 @@ func (x *RemoveMember) GetId() []byte {
 	return nil
 }
 
+type ForceCluster struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Self          []byte                 `protobuf:"bytes,1,opt,name=self,proto3" json:"self,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceCluster) Reset() {
+	*x = ForceCluster{}
+	mi := &file_namespace_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceCluster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceCluster) ProtoMessage() {}
+
+func (x *ForceCluster) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceCluster.ProtoReflect.Descriptor instead.
+func (*ForceCluster) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ForceCluster) GetSelf() []byte {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
 type SetCopies struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Copies        uint32                 `protobuf:"varint,1,opt,name=copies,proto3" json:"copies,omitempty"`
@@ -2670,7 +2730,7 @@ type SetCopies struct {
 
 func (x *SetCopies) Reset() {
 	*x = SetCopies{}
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +2742,7 @@ func (x *SetCopies) String() string {
 func (*SetCopies) ProtoMessage() {}
 
 func (x *SetCopies) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +2755,7 @@ func (x *SetCopies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCopies.ProtoReflect.Descriptor instead.
 func (*SetCopies) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{31}
+	return file_namespace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetCopies) GetCopies() uint32 {
@@ -2714,7 +2774,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2786,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2799,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{32}
+	return file_namespace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *OpenSession) GetPeer() []byte {
@@ -2758,7 +2818,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +2830,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +2843,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{33}
+	return file_namespace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EndSession) GetSession() uint64 {
@@ -2808,7 +2868,7 @@ type LockRange struct {
 
 func (x *LockRange) Reset() {
 	*x = LockRange{}
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +2880,7 @@ func (x *LockRange) String() string {
 func (*LockRange) ProtoMessage() {}
 
 func (x *LockRange) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +2893,7 @@ func (x *LockRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRange.ProtoReflect.Descriptor instead.
 func (*LockRange) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{34}
+	return file_namespace_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LockRange) GetSession() uint64 {
@@ -2889,7 +2949,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +2961,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +2974,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{35}
+	return file_namespace_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Session) GetPeer() []byte {
@@ -2948,7 +3008,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3020,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3033,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -3042,7 +3102,7 @@ type Locks struct {
 
 func (x *Locks) Reset() {
 	*x = Locks{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3114,7 @@ func (x *Locks) String() string {
 func (*Locks) ProtoMessage() {}
 
 func (x *Locks) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3127,7 @@ func (x *Locks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locks.ProtoReflect.Descriptor instead.
 func (*Locks) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Locks) GetLocks() []*Lock {
@@ -3090,7 +3150,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3102,7 +3162,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3115,7 +3175,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Lock) GetSession() uint64 {
@@ -3228,7 +3288,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
-	"\x05acked\x18\x05 \x01(\x04R\x05acked\"\xbc\f\n" +
+	"\x05acked\x18\x05 \x01(\x04R\x05acked\"\x85\r\n" +
 	"\x02Op\x124\n" +
 	"\x06create\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.CreateH\x00R\x06create\x12.\n" +
 	"\x04link\x18\x02 \x01(\v2\x18.cairn.namespace.v1.LinkH\x00R\x04link\x124\n" +
@@ -3263,7 +3323,8 @@ const file_namespace_proto_rawDesc = "" +
 	"\vend_session\x18\x19 \x01(\v2\x1e.cairn.namespace.v1.EndSessionH\x00R\n" +
 	"endSession\x12>\n" +
 	"\n" +
-	"lock_range\x18\x1a \x01(\v2\x1d.cairn.namespace.v1.LockRangeH\x00R\tlockRangeB\x06\n" +
+	"lock_range\x18\x1a \x01(\v2\x1d.cairn.namespace.v1.LockRangeH\x00R\tlockRange\x12G\n" +
+	"\rforce_cluster\x18\x1b \x01(\v2 .cairn.namespace.v1.ForceClusterH\x00R\fforceClusterB\x06\n" +
 	"\x04kind\"\x93\x02\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3373,7 +3434,9 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06member\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x06member\x12\x12\n" +
 	"\x04mask\x18\x02 \x01(\rR\x04mask\"\x1e\n" +
 	"\fRemoveMember\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\fR\x02id\"#\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"\"\n" +
+	"\fForceCluster\x12\x12\n" +
+	"\x04self\x18\x01 \x01(\fR\x04self\"#\n" +
 	"\tSetCopies\x12\x16\n" +
 	"\x06copies\x18\x01 \x01(\rR\x06copies\"!\n" +
 	"\vOpenSession\x12\x12\n" +
@@ -3422,7 +3485,7 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_namespace_proto_goTypes = []any{
 	(*Inode)(nil),        // 0: cairn.namespace.v1.Inode
 	(*Content)(nil),      // 1: cairn.namespace.v1.Content
@@ -3455,14 +3518,15 @@ var file_namespace_proto_goTypes = []any{
 	(*Redeem)(nil),       // 28: cairn.namespace.v1.Redeem
 	(*SetMember)(nil),    // 29: cairn.namespace.v1.SetMember
 	(*RemoveMember)(nil), // 30: cairn.namespace.v1.RemoveMember
-	(*SetCopies)(nil),    // 31: cairn.namespace.v1.SetCopies
-	(*OpenSession)(nil),  // 32: cairn.namespace.v1.OpenSession
-	(*EndSession)(nil),   // 33: cairn.namespace.v1.EndSession
-	(*LockRange)(nil),    // 34: cairn.namespace.v1.LockRange
-	(*Session)(nil),      // 35: cairn.namespace.v1.Session
-	(*Outcome)(nil),      // 36: cairn.namespace.v1.Outcome
-	(*Locks)(nil),        // 37: cairn.namespace.v1.Locks
-	(*Lock)(nil),         // 38: cairn.namespace.v1.Lock
+	(*ForceCluster)(nil), // 31: cairn.namespace.v1.ForceCluster
+	(*SetCopies)(nil),    // 32: cairn.namespace.v1.SetCopies
+	(*OpenSession)(nil),  // 33: cairn.namespace.v1.OpenSession
+	(*EndSession)(nil),   // 34: cairn.namespace.v1.EndSession
+	(*LockRange)(nil),    // 35: cairn.namespace.v1.LockRange
+	(*Session)(nil),      // 36: cairn.namespace.v1.Session
+	(*Outcome)(nil),      // 37: cairn.namespace.v1.Outcome
+	(*Locks)(nil),        // 38: cairn.namespace.v1.Locks
+	(*Lock)(nil),         // 39: cairn.namespace.v1.Lock
 }
 var file_namespace_proto_depIdxs = []int32{
 	1,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
@@ -3489,21 +3553,22 @@ var file_namespace_proto_depIdxs = []int32{
 	28, // 21: cairn.namespace.v1.Op.redeem:type_name -> cairn.namespace.v1.Redeem
 	29, // 22: cairn.namespace.v1.Op.set_member:type_name -> cairn.namespace.v1.SetMember
 	30, // 23: cairn.namespace.v1.Op.remove_member:type_name -> cairn.namespace.v1.RemoveMember
-	31, // 24: cairn.namespace.v1.Op.set_copies:type_name -> cairn.namespace.v1.SetCopies
-	32, // 25: cairn.namespace.v1.Op.open_session:type_name -> cairn.namespace.v1.OpenSession
-	33, // 26: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
-	34, // 27: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
-	1,  // 28: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
-	1,  // 29: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
-	25, // 30: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
-	25, // 31: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
-	25, // 32: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
-	38, // 33: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	32, // 24: cairn.namespace.v1.Op.set_copies:type_name -> cairn.namespace.v1.SetCopies
+	33, // 25: cairn.namespace.v1.Op.open_session:type_name -> cairn.namespace.v1.OpenSession
+	34, // 26: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
+	35, // 27: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
+	31, // 28: cairn.namespace.v1.Op.force_cluster:type_name -> cairn.namespace.v1.ForceCluster
+	1,  // 29: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
+	1,  // 30: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
+	25, // 31: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
+	25, // 32: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
+	25, // 33: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
+	39, // 34: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3538,6 +3603,7 @@ func file_namespace_proto_init() {
 		(*Op_OpenSession)(nil),
 		(*Op_EndSession)(nil),
 		(*Op_LockRange)(nil),
+		(*Op_ForceCluster)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3545,7 +3611,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

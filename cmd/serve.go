@@ -1,0 +1,70 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) serveCmd() *cobra.Command {
+	m := &mounter{app: a}
+	c := &cobra.Command{
+		Use:     "serve",
+		GroupID: groupCluster,
+		Short:   "Run the node without a mount",
+		Long: `Serve runs the node: it keeps blocks and names for the cluster, and answers other
+commands. It prints "serving DIR" when it is ready and ends on SIGINT or SIGTERM.`,
+		Example: example("cairn serve", "cairn serve --listen :4102"),
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			dir, err := a.dir()
+			if err != nil {
+				return err
+			}
+			m.dir = dir
+			return m.runNode(c.Context())
+		},
+	}
+	m.online.flags(c)
+	c.Flags().Var(&m.reserve, "reserve", "disk space to leave free (default the larger of 1 GiB and 2 % of the disk)")
+	c.Flags().Lookup("reserve").DefValue = "0"
+	return c
+}
+
+// runNode runs the node until a signal or a failure ends it.
+func (m *mounter) runNode(ctx context.Context) (err error) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	o := m.nodeOptions(m.dir, true)
+	o.Reserve = int64(m.reserve)
+	m.online.apply(&o)
+	n, err := m.openOwn(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, fail("close store", m.dir, n.Close())) }()
+	stopControl, err := m.serveControl(n, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopControl()) }()
+	m.notify(daemon.SdNotifyReady, statusLine("Serving "+printable(m.dir)))
+	if _, err := io.WriteString(m.Out, fmt.Sprintf("serving %s\n", printable(m.dir))); err != nil {
+		return err
+	}
+	select {
+	case err := <-n.Failed():
+		return fail("serve", m.dir, err)
+	case <-signals:
+	}
+	m.notify(daemon.SdNotifyStopping)
+	return nil
+}
