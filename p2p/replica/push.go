@@ -277,7 +277,13 @@ func (r *Replica) load(entries []*entry) (blocks []segment.Stored, of, lost []*e
 // refused takes note of why a peer did not take a block.
 func (r *Replica) refused(p *peer, c cas.CID, err error) {
 	if !errors.Is(err, cas.ErrCorrupt) {
-		r.o.Logger.Warn("peer does not take a block", "peer", p.ID, "cid", c, "err", err)
+		p.mu.Lock()
+		first := !r.o.Now().Before(p.full)
+		p.full = r.o.Now().Add(fullFor)
+		p.mu.Unlock()
+		if first {
+			r.o.Logger.Warn("peer does not take blocks", "peer", p.ID, "cid", c, "err", err)
+		}
 		return
 	}
 	// What was sent is not what the CID names; so is, perhaps, what lies here.
