@@ -340,6 +340,9 @@ func (r *Replica) viewChanged(c *cluster) {
 		e.need = c.need
 		r.settle(e)
 	}
+	var none [cas.HashSize]byte
+	members := c.table.Rank(&none, nil)
+	maps.DeleteFunc(q.behind, func(id p2p.PeerID, _ bool) bool { return !slices.Contains(members, id) })
 	q.steps++
 	q.signal()
 }

@@ -108,11 +108,12 @@ type Replica struct {
 	repair  repair
 	reads   prefetches
 
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	mu      sync.Mutex // over closing and Add of running
-	closed  bool
-	running sync.WaitGroup
+	ctx         context.Context // ends with Close
+	cancel      context.CancelFunc
+	mu          sync.Mutex // over closing and Add of running
+	closed      bool
+	stopServing func()
+	running     sync.WaitGroup
 }
 
 var _ cas.Store = (*Replica)(nil)
@@ -207,22 +208,28 @@ func (r *Replica) Start(ctx context.Context) {
 		if r.o.Cache != nil {
 			o.Cache = r.o.Cache
 		}
-		exchange.Serve(r.o.Transport, o)
+		stopServing := exchange.Serve(r.o.Transport, o)
+		r.mu.Lock()
+		r.stopServing = stopServing
+		r.mu.Unlock()
 	}
 	r.spawn(r.watch)
 	r.spawn(r.repairAll)
 }
 
-// Close ends everything in the background. Blocks that owners do not have yet are
-// on this node; the next run sends them. Local and Cache stay open.
+// Close ends everything in the background, and serving; on return nothing uses Local
+// and Cache any more, which stay open. Blocks that owners do not have yet are on
+// this node; the next run sends them.
 func (r *Replica) Close() error {
 	r.mu.Lock()
 	r.closed = true
+	stopServing := r.stopServing
+	r.stopServing = nil
 	r.mu.Unlock()
 	r.cancel()
 	r.running.Wait()
-	if r.o.Transport != nil {
-		r.o.Transport.Handle(exchange.Protocol, nil)
+	if stopServing != nil {
+		stopServing()
 	}
 	return nil
 }
