@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -292,6 +293,45 @@ func TestAPeerThatCannotBeReachedIsNamed(t *testing.T) {
 	_, err := p.Get(t.Context(), cas.Sum(cas.Raw, nil), nil)
 	if !errors.Is(err, p2p.ErrUnreachable) || !strings.Contains(err.Error(), "nowhere") {
 		t.Error(err)
+	}
+}
+
+// waiting is a store whose Sync waits for its context.
+type waiting struct {
+	local
+	entered chan struct{}
+	ended   atomic.Bool
+}
+
+func (w *waiting) Sync(ctx context.Context) error {
+	close(w.entered)
+	<-ctx.Done()
+	w.ended.Store(true)
+	return ctx.Err()
+}
+
+func TestStopWaitsForRequestsUnderWayAndRefusesOthers(t *testing.T) {
+	l := &waiting{entered: make(chan struct{})}
+	w := new(wire)
+	stop := Serve(w, ServerOptions{Local: l, Logger: quiet()})
+	p := Peer{ID: "server", Transport: w}
+	late := w.handler
+	done := make(chan error)
+	go func() { done <- p.Sync(context.Background()) }()
+	<-l.entered
+	stop()
+	if !l.ended.Load() {
+		t.Error("stop has not waited")
+	}
+	var remote *p2p.RemoteError
+	if err := <-done; !errors.As(err, &remote) {
+		t.Errorf("the request under way: %v", err)
+	}
+	if _, err := late(t.Context(), "client", requests(t)[3]); err == nil {
+		t.Error("a request that was late is answered")
+	}
+	if err := p.Sync(t.Context()); !errors.Is(err, p2p.ErrUnreachable) {
+		t.Errorf("afterwards: %v", err)
 	}
 }
 

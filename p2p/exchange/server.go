@@ -18,6 +18,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"sync"
 
 	"golang.org/x/sync/semaphore"
 
@@ -32,6 +33,8 @@ const Protocol p2p.Protocol = "/cairn/blocks/1"
 // serverBytes bounds the memory for requests that carry blocks and answers that
 // do, of all peers together; further requests wait.
 const serverBytes = 64 << 20
+
+var errStopped = errors.New("node is stopping")
 
 // Local is the durable store of a node.
 type Local interface {
@@ -56,10 +59,15 @@ type ServerOptions struct {
 type server struct {
 	o    ServerOptions
 	room *semaphore.Weighted // serverBytes
+
+	mu      sync.Mutex // over stopped and Add of running
+	stopped context.Context
+	running sync.WaitGroup
 }
 
-// Serve answers the requests that come in over t until t.Handle(Protocol, nil).
-func Serve(t p2p.Transport, o ServerOptions) {
+// Serve answers the requests that come in over t until stop is called, which returns
+// when those under way have ended, so that the stores can be closed.
+func Serve(t p2p.Transport, o ServerOptions) (stop func()) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -68,11 +76,37 @@ func Serve(t p2p.Transport, o ServerOptions) {
 		_, _ = rand.Read(b[:]) // never fails
 		o.Boot = binary.LittleEndian.Uint64(b[:])
 	}
-	s := &server{o: o, room: semaphore.NewWeighted(serverBytes)}
+	stopped, cancel := context.WithCancel(context.Background())
+	s := &server{o: o, room: semaphore.NewWeighted(serverBytes), stopped: stopped}
 	t.Handle(Protocol, s.handle)
+	return func() {
+		t.Handle(Protocol, nil)
+		s.mu.Lock()
+		cancel()
+		s.mu.Unlock()
+		s.running.Wait()
+	}
+}
+
+// begin counts a request as running, unless the server is stopped.
+func (s *server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped.Err() != nil {
+		return false
+	}
+	s.running.Add(1)
+	return true
 }
 
 func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
+	if !s.begin() {
+		return nil, errStopped
+	}
+	defer s.running.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.stopped, cancel)()
 	r, err := parseRequest(req)
 	if err != nil {
 		return nil, err

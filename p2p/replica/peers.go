@@ -16,6 +16,8 @@ const (
 	demotedAtMost   = 30 * time.Second
 
 	maxLosses = 3
+
+	fullFor = 30 * time.Second // a peer that could not store a block is sent no others
 )
 
 // peer is what this node has seen of another.
@@ -25,6 +27,7 @@ type peer struct {
 	mu      sync.Mutex
 	usual   time.Duration // of answers with one block, a moving average; 0 before the first
 	demoted time.Time     // until then
+	full    time.Time     // until then it is not sent blocks
 	strikes int           // how often in a row it did not answer
 	losses  int           // how often in a row one that was asked later answered first
 }
@@ -83,7 +86,14 @@ func (r *Replica) grade(p *peer) grade {
 }
 
 // usable says whether blocks are sent to the peer.
-func (r *Replica) usable(p *peer) bool { return r.grade(p) < demoted }
+func (r *Replica) usable(p *peer) bool {
+	if r.grade(p) >= demoted {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !r.o.Now().Before(p.full)
+}
 
 // answered takes note of an answer, and of how long a single block took; 0 is
 // anything else.

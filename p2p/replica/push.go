@@ -18,6 +18,9 @@ const pushTimeout = 30 * time.Second
 // round trip costs more.
 const askAbove = 64 << 10
 
+// entryBytes is what a block in the queue counts beside its bytes: its entry.
+const entryBytes = 256
+
 // Put stores the blocks here and has them sent to their owners. When more bytes
 // wait than Options.PushBytes, it waits. Blocks that no owner that answers can be
 // given stay here, and are sent later.
@@ -57,7 +60,7 @@ func (r *Replica) Put(ctx context.Context, blocks ...cas.Block) error {
 			continue // on its way already
 		}
 		q.seq++
-		e := &entry{cid: b.CID(), size: int64(len(b.Data())) + 1, seq: q.seq, need: c.need}
+		e := &entry{cid: b.CID(), size: int64(len(b.Data())) + entryBytes, seq: q.seq, need: c.need}
 		q.entries[hash] = e
 		if e.need > 0 {
 			e.place = q.open.PushBack(e)
@@ -277,7 +280,13 @@ func (r *Replica) load(entries []*entry) (blocks []segment.Stored, of, lost []*e
 // refused takes note of why a peer did not take a block.
 func (r *Replica) refused(p *peer, c cas.CID, err error) {
 	if !errors.Is(err, cas.ErrCorrupt) {
-		r.o.Logger.Warn("peer does not take a block", "peer", p.ID, "cid", c, "err", err)
+		p.mu.Lock()
+		first := !r.o.Now().Before(p.full)
+		p.full = r.o.Now().Add(fullFor)
+		p.mu.Unlock()
+		if first {
+			r.o.Logger.Warn("peer does not take blocks", "peer", p.ID, "cid", c, "err", err)
+		}
 		return
 	}
 	// What was sent is not what the CID names; so is, perhaps, what lies here.

@@ -37,6 +37,7 @@ type entry struct {
 	durable int           // on so many it is
 	left    int           // lanes in whose queue it is, or that are sending it
 	stored  int           // lanes in whose unsynced it is
+	missed  bool          // an owner did not get it
 	tried   []p2p.PeerID  // that were given it
 	place   *list.Element // in open, nil if it is durable enough
 }
@@ -50,6 +51,7 @@ type queue struct {
 	entries map[[cas.HashSize]byte]*entry
 	parked  map[*entry]struct{}
 	behind  map[p2p.PeerID]bool // owners that missed a block
+	missed  int64               // blocks that an owner missed since the last pass of repair began
 	lanes   map[p2p.PeerID]*lane
 	steps   uint64        // counts whatever brings a block nearer to being durable
 	changed chan struct{} // closed when something has
@@ -108,7 +110,6 @@ func (r *Replica) settle(e *entry) {
 // in order of rank that answer, as many as there are to be copies. It returns
 // whether there is any.
 func (r *Replica) give(c *cluster, e *entry) bool {
-	q := &r.queue
 	hash := e.cid.Hash()
 	var room [16]p2p.PeerID
 	slots := c.table.Copies()
@@ -123,7 +124,7 @@ func (r *Replica) give(c *cluster, e *entry) bool {
 		p := r.peer(id)
 		if !r.usable(p) {
 			if i < c.table.Copies() {
-				q.behind[id] = true
+				r.miss(e, id)
 			}
 			continue
 		}
@@ -133,6 +134,16 @@ func (r *Replica) give(c *cluster, e *entry) bool {
 		}
 	}
 	return e.left > 0
+}
+
+// miss takes note that a member that may be an owner did not get the block.
+func (r *Replica) miss(e *entry, id p2p.PeerID) {
+	q := &r.queue
+	q.behind[id] = true
+	if !e.missed {
+		e.missed = true
+		q.missed++
+	}
 }
 
 func (r *Replica) enqueue(l *lane, e *entry) {
@@ -234,25 +245,24 @@ func (r *Replica) seen(l *lane, boot uint64) bool {
 
 // failed finds others for entries that the peer did not take.
 func (r *Replica) failed(l *lane, entries []*entry) {
-	q := &r.queue
-	q.behind[l.p.ID] = true
 	c := r.shared()
 	for _, e := range entries {
 		r.release(e)
+		r.miss(e, l.p.ID)
 		r.elsewhere(c, e, l.p.ID)
 	}
-	q.signal()
+	r.queue.signal()
 }
 
 // unsure finds others for what the peer took, but could not be brought to make
 // durable.
 func (r *Replica) unsure(l *lane) {
 	c := r.shared()
-	r.queue.behind[l.p.ID] = true
 	lost := l.unsynced
 	l.unsynced = nil
 	for _, e := range lost {
 		e.stored--
+		r.miss(e, l.p.ID)
 		if e.place != nil {
 			r.elsewhere(c, e, l.p.ID)
 		} else {
@@ -330,6 +340,9 @@ func (r *Replica) viewChanged(c *cluster) {
 		e.need = c.need
 		r.settle(e)
 	}
+	var none [cas.HashSize]byte
+	members := c.table.Rank(&none, nil)
+	maps.DeleteFunc(q.behind, func(id p2p.PeerID, _ bool) bool { return !slices.Contains(members, id) })
 	q.steps++
 	q.signal()
 }

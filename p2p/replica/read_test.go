@@ -260,7 +260,10 @@ func TestGetDoesNotDependOnAPrefetchThatStalls(t *testing.T) {
 			t.Errorf("reading took %v", took)
 		}
 		time.Sleep(time.Minute)
-		if n := client.reads.flying; n != 0 {
+		client.reads.mu.Lock()
+		n := client.reads.flying
+		client.reads.mu.Unlock()
+		if n != 0 {
 			t.Errorf("%d blocks are still on their way", n)
 		}
 		wantBlocks(t, client, blocks)

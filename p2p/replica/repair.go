@@ -103,6 +103,7 @@ type pass struct {
 // on all their owners now. With another epoch it ends early, and another is due.
 func (r *Replica) pass(c *cluster) (clean bool) {
 	p := &pass{r: r, c: c, boots: make(map[p2p.PeerID]uint64)}
+	r.locked(func() { r.queue.missed = 0 }) // the pass comes to them
 	var after [cas.HashSize]byte
 	var page []cas.CID
 	checked := int64(0)
@@ -283,7 +284,7 @@ func (p *pass) decide(page []cas.CID, owners [][]p2p.PeerID, queries map[p2p.Pee
 
 // send gives a peer what it lacks and returns the indexes of what it took.
 func (p *pass) send(q *query) (took []int) {
-	for len(q.lacks) > 0 {
+	for len(q.lacks) > 0 && p.r.usable(q.p) {
 		var blocks []segment.Stored
 		var at []int
 		size := 0

@@ -108,11 +108,12 @@ type Replica struct {
 	repair  repair
 	reads   prefetches
 
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	mu      sync.Mutex // over closing and Add of running
-	closed  bool
-	running sync.WaitGroup
+	ctx         context.Context // ends with Close
+	cancel      context.CancelFunc
+	mu          sync.Mutex // over closing and Add of running
+	closed      bool
+	stopServing func()
+	running     sync.WaitGroup
 }
 
 var _ cas.Store = (*Replica)(nil)
@@ -207,22 +208,28 @@ func (r *Replica) Start(ctx context.Context) {
 		if r.o.Cache != nil {
 			o.Cache = r.o.Cache
 		}
-		exchange.Serve(r.o.Transport, o)
+		stopServing := exchange.Serve(r.o.Transport, o)
+		r.mu.Lock()
+		r.stopServing = stopServing
+		r.mu.Unlock()
 	}
 	r.spawn(r.watch)
 	r.spawn(r.repairAll)
 }
 
-// Close ends everything in the background. Blocks that owners do not have yet are
-// on this node; the next run sends them. Local and Cache stay open.
+// Close ends everything in the background, and serving; on return nothing uses Local
+// and Cache any more, which stay open. Blocks that owners do not have yet are on
+// this node; the next run sends them.
 func (r *Replica) Close() error {
 	r.mu.Lock()
 	r.closed = true
+	stopServing := r.stopServing
+	r.stopServing = nil
 	r.mu.Unlock()
 	r.cancel()
 	r.running.Wait()
-	if r.o.Transport != nil {
-		r.o.Transport.Handle(exchange.Protocol, nil)
+	if stopServing != nil {
+		stopServing()
 	}
 	return nil
 }
@@ -282,7 +289,8 @@ func (r *Replica) watch() {
 type Status struct {
 	Epoch uint64 // of the View in use
 	// UnderReplicated counts the blocks held here that some owner lacks, or may
-	// lack, as the last pass found and left them.
+	// lack, as the last pass found and left them, and those put since that an
+	// owner missed; a block put while a pass is under way may count twice.
 	UnderReplicated int64
 	Pending         int64 // blocks put here that are not yet durable on enough nodes
 	Repaired        int64 // blocks sent by repair since the start
@@ -302,6 +310,7 @@ func (r *Replica) Status() Status {
 	}
 	r.queue.mu.Lock()
 	s.Pending = int64(r.queue.open.Len())
+	s.UnderReplicated += r.queue.missed
 	r.queue.mu.Unlock()
 	return s
 }
