@@ -57,7 +57,8 @@ var layers = map[string]int{
 	"node/control": 5,
 	"node":         6,
 
-	"test/posix": 0,
+	"test/posix":   0,
+	"test/cluster": 0,
 
 	"bench":     7,
 	"cmd":       8,
