@@ -23,6 +23,7 @@ import (
 // matters how fast is logged.
 const (
 	readyTime   = 90 * time.Second  // for a node to start
+	killTime    = 5 * time.Second   // for a killed process to be gone
 	stopTime    = 60 * time.Second  // for a node to end
 	commandTime = 60 * time.Second  // for a command
 	settleTime  = 90 * time.Second  // for a cluster to get where it is going
@@ -117,10 +118,14 @@ func (r *rig) end() {
 	for _, n := range r.nodes {
 		if n.runs() {
 			_ = n.cmd.Process.Kill() // it may have ended just now
-			<-n.exited
+			n.abort()
+			select {
+			case <-n.exited:
+			case <-time.After(stopTime):
+				r.t.Errorf("%s cannot be killed:\n%s", n.name, n.stacks())
+			}
 		}
-		for syscall.Unmount(n.mnt, syscall.MNT_DETACH) == nil {
-		}
+		n.detach()
 	}
 	if !r.t.Failed() {
 		return
@@ -279,16 +284,56 @@ func (n *node) runs() bool {
 	}
 }
 
-// kill ends the process as a power cut does, and detaches its mount, of which
-// nothing can be used any more.
-func (n *node) kill() {
-	n.t.Helper()
-	if err := n.cmd.Process.Kill(); err != nil {
-		n.t.Fatal(n.name, err)
+// kill ends the processes of nodes as a power cut does, all at once, and detaches
+// their mounts, of which nothing can be used any more.
+func kill(nodes ...*node) {
+	for _, n := range nodes {
+		n.t.Helper()
+		if err := n.cmd.Process.Kill(); err != nil {
+			n.t.Fatal(n.name, err)
+		}
 	}
-	n.awaitEnd()
+	for _, n := range nodes {
+		if stuck := n.outlives(killTime); stuck != "" {
+			// That this happens is TestANodeThatIsKilledIsGone's to tell.
+			n.t.Logf("%s was killed %v ago and is still there:\n%s", n.name, killTime, stuck)
+			n.abort()
+			_ = n.awaitEnd() // that it was killed
+		}
+		n.detach()
+	}
+}
+
+// outlives returns where the threads of a process are that has not ended in time,
+// nothing if it has.
+func (n *node) outlives(patience time.Duration) string {
+	select {
+	case <-n.exited:
+		return ""
+	case <-time.After(patience):
+		return "it is " + n.stacks()
+	}
+}
+
+// abort ends the connection between the kernel and the node's mount: all calls on
+// it fail at once.
+func (n *node) abort() { _ = syscall.Unmount(n.mnt, syscall.MNT_FORCE) }
+
+// detach takes away all mounts of the node, in use or not.
+func (n *node) detach() {
 	for syscall.Unmount(n.mnt, syscall.MNT_DETACH) == nil {
 	}
+}
+
+// stacks says where in the kernel the threads of the process are.
+func (n *node) stacks() string {
+	var all strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", n.cmd.Process.Pid))
+	for _, path := range tasks {
+		stack, err := os.ReadFile(path)
+		fmt.Fprintf(&all, "%s: %v\n%s", path, err, stack)
+	}
+	return all.String()
 }
 
 // stop ends the process in order.
