@@ -71,6 +71,7 @@ func TestWritesOfTwoNodesToDifferentRangesBothSurvive(t *testing.T) {
 		}
 		a.must(wa.Fsync(t.Context(), false))
 		b.closeFile(wb)
+		a.must(a.Barrier(t.Context()))
 		want = overlay(overlay(overlay(want, []byte("from a"), 10), []byte("from b"), 40), []byte("behind the end"), size+5)
 		if got := a.content(wa); !bytes.Equal(got, want) {
 			t.Errorf("a shows %s", brief(got))

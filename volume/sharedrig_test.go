@@ -47,14 +47,14 @@ type member struct {
 	session atomic.Uint64
 
 	// Guarded by hub.mu.
-	applied  int
-	answers  map[int]namespace.Result // of commands that somebody here waits for
-	waiting  map[int]bool
-	cut      bool // reaches nobody, and is not reached
-	deaf     bool // its proposals count, but it does not learn it in time
-	seq      uint64
-	open     map[uint64]bool // proposals without an answer
-	recovery sync.Map        // name to *bytes.Buffer
+	applied    int
+	answers    map[int]namespace.Result // of commands that somebody here waits for
+	waiting    map[int]bool
+	cut        bool // reaches nobody, and is not reached
+	deaf       bool // its proposals count, but it does not learn it in time
+	seq        uint64
+	unanswered map[uint64]bool // proposals without an answer
+	recovery   sync.Map        // name to *bytes.Buffer
 }
 
 func newHub(t testing.TB, n int) *hub {
@@ -84,7 +84,7 @@ func (h *hub) member(i int) p2p.Member {
 func (h *hub) newMember(i int) *member {
 	t := h.t
 	m := &member{rig: &rig{t: t}, hub: h, peer: h.member(i).ID,
-		answers: make(map[int]namespace.Result), waiting: make(map[int]bool), open: make(map[uint64]bool)}
+		answers: make(map[int]namespace.Result), waiting: make(map[int]bool), unanswered: make(map[uint64]bool)}
 	fs, quiet := vfs.NewMem(), slog.New(slog.DiscardHandler)
 	var err error
 	m.db, err = index.Open(index.Options{FS: fs, Dir: "index", Logger: quiet})
@@ -193,15 +193,15 @@ func (m *member) Propose(_ context.Context, c *namespace.Command) (namespace.Res
 	}
 	c.Session, c.Seq = session, m.seq
 	m.seq++
-	m.open[c.Seq] = true
+	m.unanswered[c.Seq] = true
 	c.Acked = c.Seq
-	for seq := range m.open {
+	for seq := range m.unanswered {
 		c.Acked = min(c.Acked, seq)
 	}
 	h.log = append(h.log, c)
 	h.more.Broadcast()
 	i := len(h.log)
-	defer delete(m.open, c.Seq)
+	defer delete(m.unanswered, c.Seq)
 	m.waiting[i] = true
 	for m.applied < i && !m.cut {
 		h.more.Wait()
@@ -239,7 +239,7 @@ func (m *member) newSession() {
 	i := m.hub.append(&namespace.OpenSession{Peer: m.peer})
 	m.must(m.Barrier(context.Background()))
 	m.hub.mu.Lock()
-	m.seq, m.open = 0, make(map[uint64]bool)
+	m.seq, m.unanswered = 0, make(map[uint64]bool)
 	m.hub.mu.Unlock()
 	m.session.Store(uint64(i))
 }
