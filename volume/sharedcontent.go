@@ -53,15 +53,19 @@ type sharing struct {
 	under      namespace.SessionID // under which it was written what is not committed
 	tail       int64               // where what was appended begins; -1: nothing was
 	frozenTail int64               // the same of what is frozen
-	condemned  bool                // what is not committed must not be any more
+	// Counts of writes and of attributes set when it was frozen.
+	frozenTouched, frozenLater uint64
+	condemned                  bool // what is not committed must not be any more
 }
 
 // doubt is a command whose outcome nobody knew. Only one about the content of an
 // inode is under way at a time.
 type doubt struct {
-	tail, end int64       // what it appended; guarded by file.mu
-	lost      atomic.Bool // nobody waits for it any more
-	landed    atomic.Bool
+	tail, end int64 // what it appended; guarded by file.mu
+	// Counts of writes and of attributes set as of the command.
+	touched, later uint64
+	lost           atomic.Bool // nobody waits for it any more
+	landed         atomic.Bool
 }
 
 // fresh takes over what other nodes have named, if Observe said that there is
@@ -176,14 +180,21 @@ func (f *file) streamed(ctx context.Context) (extent, error) {
 	return extent{off: b.from, n: b.length - b.from, kind: shared, tree: f.v.reader(root), pos: b.from}, nil
 }
 
-// resolve ends a doubt about a command that was carried out: what it appended is in
-// the namespace. Called with mu held.
+// resolve ends a doubt about a command that was carried out: if nothing was written
+// since, all that is here is in the namespace, else what it appended. The rest is
+// named once more. Called with mu held.
 func (f *file) resolve() {
 	d := f.doubt.Load()
 	if d == nil || !d.landed.Load() {
 		return
 	}
 	f.doubt.Store(nil)
+	if f.touched == d.touched && f.later.n == d.later {
+		f.dirty.clear(0, maxSize)
+		f.later = later{n: f.later.n}
+		f.changed, f.under, f.tail, f.first, f.err = false, 0, -1, 0, nil
+		return
+	}
 	if d.tail < 0 {
 		return
 	}
@@ -226,10 +237,8 @@ func (f *file) place(ctx context.Context, off, n int64, atEnd bool) error {
 	if c.Session() == 0 {
 		return namespace.ErrSession
 	}
-	if atEnd {
-		if err := f.fresh(ctx); err != nil {
-			return err
-		}
+	if err := f.fresh(ctx); err != nil {
+		return err
 	}
 	for {
 		f.mu.Lock()
@@ -283,7 +292,7 @@ func (f *file) commitShared(ctx context.Context) error {
 // nameShared proposes new content. Called with move held.
 func (f *file) nameShared(ctx context.Context, op *namespace.SetContent) error {
 	f.mu.Lock()
-	d := &doubt{tail: f.frozenTail, end: op.Size}
+	d := &doubt{tail: f.frozenTail, end: op.Size, touched: f.frozenTouched, later: f.frozenLater}
 	f.mu.Unlock()
 	first := f.doubt.CompareAndSwap(nil, d) // before it can land
 	res, err := f.nameWith(ctx, op)
