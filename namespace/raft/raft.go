@@ -176,7 +176,19 @@ func Open(o Options) (*Log, error) {
 	l.peers.init(l)
 	l.status.Store(&Status{Role: "follower"})
 	l.stopped, l.stop = context.WithCancel(context.Background())
+	st.wait = l.awaitSpace
 	return l, nil
+}
+
+// awaitSpace waits a little for space on a full disk.
+func (l *Log) awaitSpace(err error) bool {
+	l.o.Logger.Warn("the disk is full: this node takes no part in changes until there is space", "err", err)
+	select {
+	case <-l.stopped.Done():
+		return false
+	case <-time.After(10 * l.o.Tick):
+		return true
+	}
 }
 
 // Replay takes a record that the journal held when it was opened. Records of other

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 	"go.etcd.io/raft/v3"
@@ -29,6 +30,7 @@ type store struct {
 	*raft.MemoryStorage
 	journal *journal.Journal
 	mark    func() uint64
+	wait    func(error) bool // until there may be space; false: there will be none
 
 	hard    *raftpb.HardState
 	conf    *raftpb.ConfState // as of applied, not of the end of the log
@@ -227,7 +229,23 @@ func (s *store) save(rd *raft.Ready) error {
 	if s.alone || !rd.MustSync {
 		return nil
 	}
-	return s.journal.Sync(context.Background())
+	return s.sync()
+}
+
+// sync makes the journal durable.
+func (s *store) sync() error {
+	err := s.journal.Sync(context.Background())
+	for err != nil && s.full(err) {
+		err = s.journal.Sync(context.Background())
+	}
+	return err
+}
+
+// full reports whether err says that the disk is full and the same may be tried
+// again. A member whose disk is full says nothing meanwhile, so that the others go
+// on without it.
+func (s *store) full(err error) bool {
+	return s.wait != nil && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) && s.wait(err)
 }
 
 // write appends a record.
@@ -245,6 +263,9 @@ func (s *store) write(entries []*raftpb.Entry, hard bool, snap *raftpb.Snapshot)
 		mark = s.mark() // in a group of several the blocks are durable already
 	}
 	seq, _, err := s.journal.Append(journal.KindLog, mark, payload)
+	for err != nil && s.full(err) {
+		seq, _, err = s.journal.Append(journal.KindLog, mark, payload)
+	}
 	if err != nil {
 		return err
 	}
@@ -269,7 +290,7 @@ func (s *store) installed(snap *raftpb.Snapshot) error {
 	if err := s.write(nil, true, snap); err != nil {
 		return err
 	}
-	return s.journal.Sync(context.Background())
+	return s.sync()
 }
 
 // setAlone takes note of whether the group is this member alone: then nobody else
@@ -282,7 +303,7 @@ func (s *store) setAlone(id uint64) {
 // notAlone makes everything durable, from now on.
 func (s *store) notAlone() error {
 	s.alone = false
-	return s.journal.Sync(context.Background())
+	return s.sync()
 }
 
 // compact forgets entries up to index, which are applied, but for some that other
