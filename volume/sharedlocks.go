@@ -269,6 +269,10 @@ func (h *Handle) droppedShared(handle bool) {
 
 // releaseShared is what Release does besides.
 func (h *Handle) releaseShared() {
+	if !h.f.v.Shared() {
+		return
+	}
+	h.arrived()
 	h.droppedShared(true)
 	h.releaseSole()
 }
