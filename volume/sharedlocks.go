@@ -153,6 +153,7 @@ func (s lockSpace) kind() namespace.LockKind {
 // lockShared is TryLock or WaitLock.
 func (h *Handle) lockShared(cancel <-chan struct{}, r *lockRequest, wait bool) error {
 	v := h.f.v
+	h.arrived()
 	if v.shared().Session() == 0 {
 		return namespace.ErrSession
 	}
