@@ -282,8 +282,11 @@ func (s *store) setAlone(id uint64) {
 
 // notAlone makes everything durable, from now on.
 func (s *store) notAlone() error {
+	if err := s.journal.Sync(context.Background()); err != nil {
+		return err
+	}
 	s.alone = false
-	return s.journal.Sync(context.Background())
+	return nil
 }
 
 // compact forgets entries up to index, which are applied, but for some that other
