@@ -48,11 +48,16 @@ func (l *Log) group() {
 		// A short log says nothing of the namespace before it, which may be large.
 		progress[id] = peerProgress{active: p.RecentActive, caught: p.State == tracker.StateReplicate && p.Match+caughtUp >= last}
 	}
-	change := plan(view, l.store.conf, l.o.ID, progress)
-	if change == nil {
+	change, heir := plan(view, l.store.conf, l.o.ID, progress)
+	if change == nil && heir == 0 {
 		return
 	}
 	l.tried = l.o.Clock()
+	if heir != 0 {
+		l.o.Logger.Info("another member is to lead", "id", heir)
+		l.core.rn.TransferLeader(heir)
+		return
+	}
 	if err := l.core.change(change); err != nil {
 		l.o.Logger.Debug("group is not changed yet", "err", err)
 		return
