@@ -214,7 +214,7 @@ func (w *world) converged() bool {
 		}
 	}
 	c := l.log.store.conf
-	return storage == w.target && len(c.GetVoters()) == votersFor(storage) && len(c.GetLearners()) == len(view.Members)-votersFor(storage) &&
+	return storage >= w.target && len(c.GetVoters()) == votersFor(storage) && len(c.GetLearners()) == len(view.Members)-votersFor(storage) &&
 		len(c.GetVotersOutgoing())+len(c.GetLearnersNext()) == 0
 }
 

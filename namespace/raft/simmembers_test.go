@@ -209,6 +209,14 @@ func (w *world) membership() {
 		return
 	}
 	view := n.state.View()
+	for _, s := range w.slots {
+		// A removal that nobody knew the outcome of may come late, and concern
+		// who has joined again since.
+		if m := view.Member(s.peer); s.has && w.gone == nil && (m == nil || m.Raft != s.id) {
+			w.note("%d was removed", s.id)
+			w.gone, w.leaving = s, s
+		}
+	}
 	w.settle(n, view)
 	for _, s := range w.slots {
 		if m := view.Member(s.peer); s.node == nil && !s.has && m != nil && !w.used[m.Raft] {

@@ -212,6 +212,9 @@ func (w *world) deliver() {
 	w.rng.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
 	for _, p := range due {
 		n := p.to.node
+		if x := p.names; x != nil && x.taker == n && w.cut[[2]*slot{p.from, p.to}] {
+			n.fetching = false // it failed
+		}
 		if n == nil || n.id != p.id || w.cut[[2]*slot{p.from, p.to}] {
 			continue
 		}
