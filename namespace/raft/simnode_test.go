@@ -178,12 +178,13 @@ type simNode struct {
 	after  int // so many such moments
 	ruins  simDisk
 	ruined bool
+	closed bool
 }
 
 // power is called at moments at which the power may go. It reports whether it does.
 func (n *simNode) power(at moment) bool {
-	if n.ruined {
-		return true
+	if n.ruined || n.closed {
+		return true // nothing gets to the disk any more
 	}
 	if n.when != at {
 		return false
@@ -270,7 +271,7 @@ func (n *simNode) open() error {
 
 // close ends the node without regard for its disk.
 func (n *simNode) close() {
-	n.ruined = true // nothing gets to the disk any more
+	n.closed = true
 	if n.log != nil {
 		n.log.stop()
 	}
@@ -307,10 +308,10 @@ func (n *simNode) guard(fn func() error) (ok bool) {
 				panic(cause)
 			}
 		}
-		if n.ruined {
-			ok = false
+		if n.ruined && !n.closed {
 			n.w.lost(n)
 		}
+		ok = ok && !n.closed
 	}()
 	err := fn()
 	switch {
