@@ -127,12 +127,17 @@ func (s *store) append(entries []*raftpb.Entry) error {
 		return nil
 	}
 	first, _ := s.FirstIndex()
-	// A checkpoint may have taken the beginning of a record into the base.
+	// A checkpoint may have taken the beginning of a record into the base. The
+	// log ends with the record all the same: what is there after it is older.
 	for len(entries) > 0 && entries[0].GetIndex() < first {
 		entries = entries[1:]
 	}
 	if len(entries) == 0 {
-		return nil
+		base, err := s.Snapshot()
+		if err != nil {
+			return err
+		}
+		return s.reset(base)
 	}
 	if last, _ := s.LastIndex(); entries[0].GetIndex() > last+1 {
 		return fmt.Errorf("%w: entry %d after entry %d", namespace.ErrCorrupt, entries[0].GetIndex(), last)
