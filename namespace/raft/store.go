@@ -164,7 +164,7 @@ func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) erro
 	}
 	at := state.Position()
 	last, _ := s.LastIndex()
-	if at.Entry > last {
+	if at.Entry > last || !s.leadsTo(at) {
 		// A snapshot was installed, and the process ended before the log said so.
 		snap := &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
 			Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term), ConfState: s.conf}}
@@ -186,6 +186,13 @@ func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) erro
 	}
 	s.setAlone(id)
 	return nil
+}
+
+// leadsTo reports whether the log has the entry that the namespace is of. It may have
+// another in its place, of a leader that nobody followed.
+func (s *store) leadsTo(at namespace.Position) bool {
+	term, err := s.Term(at.Entry)
+	return err != nil || term == at.Term // compacted, so it had
 }
 
 // whole reports whether all commands of the entry are applied.
@@ -269,9 +276,11 @@ func (s *store) installed(snap *raftpb.Snapshot) error {
 		return err
 	}
 	meta := snap.GetMetadata()
-	s.hard = &raftpb.HardState{
-		Term: proto.Uint64(max(s.hard.GetTerm(), meta.GetTerm())), Vote: proto.Uint64(s.hard.GetVote()), Commit: proto.Uint64(meta.GetIndex()),
+	term, vote := s.hard.GetTerm(), s.hard.GetVote()
+	if term < meta.GetTerm() {
+		term, vote = meta.GetTerm(), 0
 	}
+	s.hard = &raftpb.HardState{Term: &term, Vote: &vote, Commit: proto.Uint64(meta.GetIndex())}
 	if err := s.write(nil, true, snap); err != nil {
 		return err
 	}
