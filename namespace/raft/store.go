@@ -139,13 +139,27 @@ func (s *store) append(entries []*raftpb.Entry) error {
 		}
 		return s.reset(base)
 	}
-	if last, _ := s.LastIndex(); entries[0].GetIndex() > last+1 {
-		return fmt.Errorf("%w: entry %d after entry %d", namespace.ErrCorrupt, entries[0].GetIndex(), last)
+	last, _ := s.LastIndex()
+	from := entries[0].GetIndex()
+	if from > last+1 {
+		return fmt.Errorf("%w: entry %d after entry %d", namespace.ErrCorrupt, from, last)
 	}
-	for _, e := range entries {
-		s.bytes += len(e.GetData())
+	if from <= last { // these are replaced
+		old, err := s.Entries(from, last+1, 1<<62)
+		if err != nil {
+			return err
+		}
+		s.bytes -= size(old)
 	}
+	s.bytes += size(entries)
 	return s.Append(entries)
+}
+
+func size(entries []*raftpb.Entry) (n int) {
+	for _, e := range entries {
+		n += len(e.GetData())
+	}
+	return n
 }
 
 // open ends the replay: it brings the log to where the namespace is, and opens it
@@ -185,6 +199,23 @@ func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) erro
 		}
 	}
 	s.setAlone(id)
+	return s.findChange()
+}
+
+// findChange looks whether the log holds a change of the group that is not applied:
+// then others may have entries already, or soon will.
+func (s *store) findChange() error {
+	last, _ := s.LastIndex()
+	if !s.alone || s.applied >= last {
+		return nil
+	}
+	entries, err := s.Entries(s.applied+1, last+1, 1<<62)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(entries, func(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }) {
+		return s.notAlone()
+	}
 	return nil
 }
 
