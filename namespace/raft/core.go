@@ -225,7 +225,7 @@ func (c *core) configure(at namespace.Position, change *raftpb.ConfChangeV2) err
 	}
 	c.store.conf = conf
 	c.store.setAlone(c.id)
-	return nil
+	return c.store.agreed()
 }
 
 // change proposes a change of the group. From here on everything is durable before

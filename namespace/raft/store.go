@@ -325,6 +325,16 @@ func (s *store) setAlone(id uint64) {
 	s.alone = slices.Equal(c.GetVoters(), []uint64{id}) && len(c.GetLearners())+len(c.GetVotersOutgoing())+len(c.GetLearnersNext()) == 0
 }
 
+// agreed makes durable how far the log is committed, with everything before it. After
+// a change of the group that must not be asked anew: who has left it since does not
+// answer.
+func (s *store) agreed() error {
+	if err := s.write(nil, true, nil); err != nil {
+		return err
+	}
+	return s.journal.Sync(context.Background())
+}
+
 // notAlone makes everything durable, from now on.
 func (s *store) notAlone() error {
 	if err := s.journal.Sync(context.Background()); err != nil {
