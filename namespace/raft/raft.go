@@ -316,7 +316,7 @@ func (l *Log) Checkpoint() (journal.Seq, error) {
 	var keep journal.Seq
 	err := error(ErrClosed)
 	work := func() {
-		if base, keep, err = l.store.checkpoint(l.core.position); err == nil {
+		if base, keep, err = l.store.checkpoint(l.core.whole()); err == nil {
 			err = l.o.DB.Set(baseKey(), base, pebble.NoSync)
 		}
 	}

@@ -424,7 +424,7 @@ func (n *simNode) checkpoint() {
 	db := n.index.Pebble()
 	cut := n.w.rng.IntN(12) // 0 and 1 are the moments between
 	n.guard(func() error {
-		base, keep, err := n.log.store.checkpoint(n.log.core.position)
+		base, keep, err := n.log.store.checkpoint(n.log.core.whole())
 		if err != nil {
 			return err
 		}

@@ -192,11 +192,9 @@ func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) erro
 	if at.Commands > 0 && at.Entry == s.applied && !s.whole(at) {
 		s.applied--
 	}
-	if s.hard.GetCommit() > last || s.hard.GetCommit() < s.applied {
-		s.hard = &raftpb.HardState{
-			Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()),
-			Commit: proto.Uint64(max(s.applied, min(s.hard.GetCommit(), last))),
-		}
+	// What is applied, if only in part, is committed.
+	if commit := max(s.applied, min(max(s.hard.GetCommit(), at.Entry), last)); commit != s.hard.GetCommit() {
+		s.hard = &raftpb.HardState{Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()), Commit: &commit}
 	}
 	s.setAlone(id)
 	return s.findChange()
