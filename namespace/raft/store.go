@@ -68,10 +68,14 @@ func foundation(id uint64) (base *raftpb.Message, conf *raftpb.ConfState) {
 	}, conf
 }
 
+func newStore(mark func() uint64) *store {
+	return &store{MemoryStorage: raft.NewMemoryStorage(), mark: mark, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}, kept: maxKept}
+}
+
 // openStore reads the base. Feed it the journal's records with replay, then call
 // open.
 func openStore(db *pebble.DB, mark func() uint64) (*store, error) {
-	s := &store{MemoryStorage: raft.NewMemoryStorage(), mark: mark, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}, kept: maxKept}
+	s := newStore(mark)
 	value, closer, err := db.Get(baseKey())
 	if errors.Is(err, pebble.ErrNotFound) {
 		return s, nil
