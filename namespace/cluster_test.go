@@ -199,7 +199,7 @@ func TestRangesOfTwoNodesNeverConflict(t *testing.T) {
 	f.refused(ErrLocked, lock(a, LockRecord, 1<<63, 1<<64-1, Shared))
 	f.refused(ErrNotFound, &LockRange{Session: a, Ino: 999, Kind: LockRecord, Mode: Shared})
 	f.refused(ErrSession, lock(999, LockRecord, 0, 0, Shared))
-	f.refused(ErrInvalid, lock(a, 3, 0, 0, Shared))
+	f.refused(ErrInvalid, lock(a, 4, 0, 0, Shared))
 	f.do(&EndSession{Session: b}) // fencing
 	f.do(lock(a, LockRecord, 0, 1<<64-1, Exclusive), lock(a, LockFile, 0, 1<<64-1, Exclusive))
 	f.do(&EndSession{Session: a}, &EndSession{Session: a})

@@ -60,8 +60,10 @@ type cluster struct {
 	tending sync.WaitGroup
 	changed chan struct{} // the view may be another one
 
-	mu     sync.Mutex
-	lastOK map[p2p.PeerID]time.Time // of members that are away: since when
+	lastOK map[p2p.PeerID]time.Time // of members that are away: since when; of tend
+
+	attending sync.Mutex
+	belongs   bool // the registry has had this node; under attending
 }
 
 // clustered reports whether the store is that of a member.
@@ -210,18 +212,20 @@ func (c *cluster) poke() {
 // attend follows the registry: who may connect, who owns what, and whether
 // strangers are expected.
 func (c *cluster) attend() {
+	c.attending.Lock()
+	defer c.attending.Unlock()
 	c.host.SetMembers(c.members())
 	c.host.OpenDoor(c.n.invites(c.n.o.Now()))
 	v := c.n.state.View()
 	if v == nil {
 		return
 	}
-	if v.Member(c.self) == nil && !c.member.Joined {
+	switch here := v.Member(c.self) != nil; {
+	case here:
+		c.belongs = true
+	case c.belongs:
 		c.n.log.fail(ErrRemoved)
 		return
-	}
-	if v.Member(c.self) != nil {
-		c.member.Joined = false // from here on it can be noticed when it is not
 	}
 	c.replica.SetView(*v)
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/index/journal"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/namespace/raft"
@@ -109,7 +110,10 @@ type storage struct {
 	fetch   atomic.Pointer[func(context.Context, []cas.CID)]
 }
 
-var _ cas.Store = (*storage)(nil)
+var (
+	_ cas.Store           = (*storage)(nil)
+	_ manifest.Prefetcher = (*storage)(nil)
+)
 
 func (s *storage) use(store cas.Store) { s.current.Store(&store) }
 
@@ -126,6 +130,17 @@ func (s *storage) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 }
 
 func (s *storage) Sync(ctx context.Context) error { return (*s.current.Load()).Sync(ctx) }
+
+// ahead is how far ahead of a reader blocks of other nodes are fetched, in bytes.
+const ahead = 12 << 20
+
+// Ahead is manifest.Prefetcher's.
+func (s *storage) Ahead() int64 {
+	if s.fetch.Load() == nil {
+		return 0
+	}
+	return ahead
+}
 
 // Prefetch has blocks fetched that will be read soon, if they are elsewhere.
 func (s *storage) Prefetch(ctx context.Context, cids []cas.CID) {

@@ -130,6 +130,7 @@ func (f *file) commitOnce(ctx context.Context) error {
 	f.frozen, f.dirty = f.dirty, f.v.noExtents()
 	f.frozenTail, f.tail = f.tail, -1
 	size, last, touched, set := f.size, f.last, f.touched, f.later.n
+	f.frozenTouched, f.frozenLater = touched, set
 	f.mu.Unlock()
 
 	content, err := f.fold(ctx, size)

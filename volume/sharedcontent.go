@@ -53,15 +53,19 @@ type sharing struct {
 	under      namespace.SessionID // under which it was written what is not committed
 	tail       int64               // where what was appended begins; -1: nothing was
 	frozenTail int64               // the same of what is frozen
-	condemned  bool                // what is not committed must not be any more
+	// Counts of writes and of attributes set when it was frozen.
+	frozenTouched, frozenLater uint64
+	condemned                  bool // what is not committed must not be any more
 }
 
 // doubt is a command whose outcome nobody knew. Only one about the content of an
 // inode is under way at a time.
 type doubt struct {
-	tail, end int64       // what it appended; guarded by file.mu
-	lost      atomic.Bool // nobody waits for it any more
-	landed    atomic.Bool
+	tail, end int64 // what it appended; guarded by file.mu
+	// Counts of writes and of attributes set as of the command.
+	touched, later uint64
+	lost           atomic.Bool // nobody waits for it any more
+	landed         atomic.Bool
 }
 
 // fresh takes over what other nodes have named, if Observe said that there is
@@ -176,14 +180,21 @@ func (f *file) streamed(ctx context.Context) (extent, error) {
 	return extent{off: b.from, n: b.length - b.from, kind: shared, tree: f.v.reader(root), pos: b.from}, nil
 }
 
-// resolve ends a doubt about a command that was carried out: what it appended is in
-// the namespace. Called with mu held.
+// resolve ends a doubt about a command that was carried out: if nothing was written
+// since, all that is here is in the namespace, else what it appended. The rest is
+// named once more. Called with mu held.
 func (f *file) resolve() {
 	d := f.doubt.Load()
 	if d == nil || !d.landed.Load() {
 		return
 	}
 	f.doubt.Store(nil)
+	if f.touched == d.touched && f.later.n == d.later {
+		f.dirty.clear(0, maxSize)
+		f.later = later{n: f.later.n}
+		f.changed, f.under, f.tail, f.first, f.err = false, 0, -1, 0, nil
+		return
+	}
 	if d.tail < 0 {
 		return
 	}
@@ -216,8 +227,9 @@ func (f *file) moveTail(size int64) bool {
 
 // place returns with mu held when n bytes may be written at off, or appended. The
 // tail is one piece that holds nothing but what was appended, so that it can be
-// moved: what would end it is written after it was committed.
-func (f *file) place(ctx context.Context, off, n int64, atEnd bool) error {
+// moved: what would end it is written after it was committed. by is who writes, and
+// must still be allowed to once mu is held; nil if that was looked at.
+func (f *file) place(ctx context.Context, off, n int64, atEnd bool, by *Handle) error {
 	c := f.v.shared()
 	if c == nil {
 		f.mu.Lock()
@@ -226,13 +238,17 @@ func (f *file) place(ctx context.Context, off, n int64, atEnd bool) error {
 	if c.Session() == 0 {
 		return namespace.ErrSession
 	}
-	if atEnd {
-		if err := f.fresh(ctx); err != nil {
-			return err
-		}
+	if err := f.fresh(ctx); err != nil {
+		return err
 	}
 	for {
 		f.mu.Lock()
+		if by != nil {
+			if err := by.alive(); err != nil {
+				f.mu.Unlock()
+				return err
+			}
+		}
 		if atEnd && f.tail < 0 {
 			f.tail = f.size
 		}
@@ -283,7 +299,7 @@ func (f *file) commitShared(ctx context.Context) error {
 // nameShared proposes new content. Called with move held.
 func (f *file) nameShared(ctx context.Context, op *namespace.SetContent) error {
 	f.mu.Lock()
-	d := &doubt{tail: f.frozenTail, end: op.Size}
+	d := &doubt{tail: f.frozenTail, end: op.Size, touched: f.frozenTouched, later: f.frozenLater}
 	f.mu.Unlock()
 	first := f.doubt.CompareAndSwap(nil, d) // before it can land
 	res, err := f.nameWith(ctx, op)
@@ -388,17 +404,33 @@ func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle
 		v.release(f)
 		return nil, err
 	}
-	h.keep = v.seen.note(f.ino, f.version.Load())
+	h.version = f.version.Load()
+	h.keep = v.seen.is(f.ino, h.version)
 	return h, nil
 }
 
 // Stale reports whether the kernel may have pages of content that another node has
-// replaced since it last dropped them. Whoever asks drops all pages of the inode if
-// so, before anything else is done on account of the answer: after a lock was
-// granted, before that is told.
-func (h *Handle) Stale() bool {
+// replaced. Ask after a lock was granted; if so, drop all pages of the inode before the
+// kernel is told of the lock, and then call Dropped with the version.
+func (h *Handle) Stale() (version uint64, stale bool) {
 	v := h.f.v
-	return v.Shared() && !v.seen.note(h.f.ino, h.f.version.Load())
+	if !v.Shared() {
+		return 0, false
+	}
+	version = h.f.version.Load()
+	return version, !v.seen.is(h.f.ino, version)
+}
+
+// Dropped says that the kernel's pages of the inode were dropped after Stale had
+// returned the version.
+func (h *Handle) Dropped(version uint64) { h.f.v.seen.set(h.f.ino, version) }
+
+// arrived is called with each request about the handle. The first one says that the
+// kernel knows of the handle, and so has dropped its pages if it was to.
+func (h *Handle) arrived() {
+	if !h.known.Load() && h.known.CompareAndSwap(false, true) {
+		h.f.v.seen.set(h.f.ino, h.version)
+	}
 }
 
 // seen is the version of the content that the kernel may have pages of, for each
@@ -408,16 +440,22 @@ type seen struct {
 	at map[namespace.Ino]uint64
 }
 
-// note sets the version and reports whether it was that before.
-func (s *seen) note(ino namespace.Ino, version uint64) bool {
+func (s *seen) is(ino namespace.Ino, version uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, ok := s.at[ino]
+	return ok && was == version
+}
+
+// set says that the kernel has no pages of older versions.
+func (s *seen) set(ino namespace.Ino, version uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was, ok := s.at[ino]
 	if s.at == nil || !ok && len(s.at) >= maxSeen {
 		s.at = make(map[namespace.Ino]uint64)
 	}
-	s.at[ino] = version
-	return ok && was == version
+	s.at[ino] = max(was, version)
 }
 
 // advance says that what is new in a version was written through this kernel.

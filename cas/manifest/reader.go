@@ -30,14 +30,18 @@ type Reader struct {
 	src      source
 	root     Root
 	parallel int
+	ahead    ahead
 }
 
-// NewReader returns a Reader of root; nothing is read yet.
+// NewReader returns a Reader of root; nothing is read yet. A store that is a
+// Prefetcher is told what is likely to be read next.
 func NewReader(store cas.Getter, root Root, o ReaderOptions) *Reader {
 	if o.Parallel <= 0 {
 		o.Parallel = 2
 	}
-	return &Reader{src: newSource(store, o.Cache), root: root, parallel: o.Parallel}
+	r := &Reader{src: newSource(store, o.Cache), root: root, parallel: o.Parallel}
+	r.ahead.store, _ = store.(Prefetcher)
+	return r
 }
 
 // Root returns what r reads.
@@ -60,6 +64,7 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if n == 0 {
 		return 0, nil
 	}
+	r.lookAhead(ctx, off, int64(n))
 	if err := r.src.readAt(ctx, r.root.link(), p[:n], off, place{}); err != nil {
 		return 0, err
 	}

@@ -40,10 +40,12 @@ type exports struct {
 }
 
 type export struct {
-	mu   sync.Mutex
-	e    *namespace.Export
 	peer p2p.PeerID
-	used time.Time
+	used time.Time // under the mutex of exports
+
+	mu     sync.Mutex // never held for longer than a chunk takes to be read
+	e      *namespace.Export
+	closed bool
 }
 
 func (x *exports) close() error {
@@ -53,9 +55,7 @@ func (x *exports) close() error {
 	var errs []error
 	for id, e := range x.open {
 		delete(x.open, id)
-		e.mu.Lock()
-		errs = append(errs, e.e.Close())
-		e.mu.Unlock()
+		errs = append(errs, e.close())
 	}
 	return errors.Join(errs...)
 }
@@ -68,9 +68,7 @@ func (x *exports) drop(peer p2p.PeerID) {
 	for id, e := range x.open {
 		if e.peer == peer || time.Since(e.used) > snapshotPatience {
 			delete(x.open, id)
-			e.mu.Lock()
-			_ = e.e.Close() // of something only read
-			e.mu.Unlock()
+			_ = e.close() // of something only read
 		}
 	}
 }
@@ -91,22 +89,20 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	x := &l.exports
 	id := binary.BigEndian.Uint64(req[1:])
 	if id == 0 {
-		return l.newExport(from)
+		return l.newExport(ctx, from)
 	}
 	x.mu.Lock()
 	e := x.open[id]
 	if e != nil && e.peer == from {
 		e.used = time.Now()
-		e.mu.Lock()
-		defer e.mu.Unlock()
 	} else {
 		e = nil
 	}
 	x.mu.Unlock()
 	if e == nil {
-		return nil, errors.New("this snapshot is not offered any more")
+		return nil, errNoExport
 	}
-	chunk, err := e.e.Next(nil)
+	chunk, err := e.next()
 	if err == nil && len(chunk) == 0 {
 		l.do(ctx, func() {
 			delete(l.snapshots, raftID)
@@ -116,28 +112,67 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	return chunk, err
 }
 
-func (l *Log) newExport(from p2p.PeerID) ([]byte, error) {
-	x := &l.exports
-	x.drop(from)
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.ended || len(x.open) >= maxExports {
-		return nil, errors.New("too many snapshots are being sent")
+var errNoExport = errors.New("this snapshot is not offered any more")
+
+// next returns the next chunk.
+func (e *export) next() ([]byte, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errNoExport
+	}
+	return e.e.Next(nil)
+}
+
+func (e *export) close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = true
+	return e.e.Close()
+}
+
+// export begins to send the namespace, and returns what the receiver is to know of
+// it. It is called by the run loop: between the commands of an entry, the namespace
+// is at no place that the log can go on from.
+func (l *Log) export() (*namespace.Export, *raftpb.Message, error) {
+	if !l.store.whole(l.o.State.Position()) {
+		return nil, nil, errors.New("this node has only just started")
 	}
 	e, err := l.o.State.Export()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	group, err := e.Group()
 	if err != nil {
-		return nil, errors.Join(err, e.Close())
+		return nil, nil, errors.Join(err, e.Close())
+	}
+	at := e.Position()
+	return e, &raftpb.Message{
+		Type: raftpb.MsgSnap.Enum(), Context: group,
+		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term)}},
+	}, nil
+}
+
+func (l *Log) newExport(ctx context.Context, from p2p.PeerID) ([]byte, error) {
+	x := &l.exports
+	x.drop(from)
+	var e *namespace.Export
+	var header *raftpb.Message
+	err := error(ErrClosed)
+	if !l.do(ctx, func() { e, header, err = l.export() }) {
+		return nil, ErrClosed
+	}
+	if err != nil {
+		return nil, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended || len(x.open) >= maxExports {
+		return nil, errors.Join(errors.New("too many snapshots are being sent"), e.Close())
 	}
 	x.last++
-	at := e.Position()
-	header, err := encode(&raftpb.Message{
-		Type: raftpb.MsgSnap.Enum(), Index: proto.Uint64(x.last), Context: group,
-		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term)}},
-	})
+	header.Index = proto.Uint64(x.last)
+	answer, err := encode(header)
 	if err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -145,7 +180,7 @@ func (l *Log) newExport(from p2p.PeerID) ([]byte, error) {
 		x.open = make(map[uint64]*export)
 	}
 	x.open[x.last] = &export{e: e, peer: from, used: time.Now()}
-	return header, nil
+	return answer, nil
 }
 
 // fetch gets the namespace of the sender of m and hands both to the core.

@@ -28,6 +28,7 @@ import (
 // fakeNode is a node in memory. Its errors can be chosen.
 type fakeNode struct {
 	mem.Store
+	fakeCluster
 	format manifest.Format
 
 	mu      sync.Mutex
