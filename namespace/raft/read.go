@@ -11,6 +11,10 @@ import (
 // question serves all who began to wait before it was asked, so there is at most
 // one under way and one to come.
 
+// A node that is cut off knows so after it has waited in vain once: from then on it
+// waits shortly, until an answer comes. Reads that go on without one stay usable.
+const silentShare = 20 // of Options.Timeout
+
 // againTicks is after how many ticks the leader is asked again.
 const againTicks = 3
 
@@ -23,6 +27,9 @@ type reads struct {
 	next  *round
 	waits []*round // answered, but not applied yet
 	ended error
+	// silent says that a question was waited for in vain, and none was answered
+	// since.
+	silent bool
 }
 
 // round is one question and who waits for its answer.
@@ -36,19 +43,42 @@ type round struct {
 // Barrier returns when everything that was acknowledged, on any node, before the
 // call is applied here. Errors: ErrNoQuorum, ErrClosed, the context's.
 func (l *Log) Barrier(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.o.Timeout, ErrNoQuorum)
-	defer cancel()
 	r, err := l.reads.join()
 	if err != nil {
 		return err
 	}
+	patience := l.o.Timeout
+	if l.reads.isSilent() {
+		patience /= silentShare
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, ErrNoQuorum)
+	defer cancel()
 	l.poke()
 	select {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		err := context.Cause(ctx)
+		if err == ErrNoQuorum {
+			l.reads.gaveUp(r)
+		}
+		return err
 	}
+}
+
+// gaveUp takes note that a round was waited for in vain.
+func (r *reads) gaveUp(on *round) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if on == r.asked || on == r.next { // otherwise the leader did answer
+		r.silent = true
+	}
+}
+
+func (r *reads) isSilent() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.silent
 }
 
 // join returns the round that has not begun.
@@ -87,6 +117,7 @@ func (r *reads) answered(token []byte, index uint64) {
 	if len(token) != 8 || r.asked == nil || binary.BigEndian.Uint64(token) < r.asked.first {
 		return
 	}
+	r.silent = false
 	r.asked.index = index
 	r.waits = append(r.waits, r.asked)
 	r.asked = nil
