@@ -95,11 +95,16 @@ func (f files) check(t testing.TB, on *node) {
 	}
 }
 
+// pace is the least time between two files: what is written is read again on every
+// node.
+const pace = 20 * time.Millisecond
+
 // load writes files on some nodes, durably and one after the other on each, and
 // keeps what was acknowledged.
 type load struct {
 	t      testing.TB
 	stop   chan struct{}
+	once   sync.Once // closes stop
 	all    sync.WaitGroup
 	mu     sync.Mutex
 	acked  files
@@ -119,7 +124,7 @@ func startLoad(t testing.TB, dir string, nodes ...*node) *load {
 	if err := os.Mkdir(nodes[0].path(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.end)
+	nodes[0].r.loads = append(nodes[0].r.loads, l)
 	for i, n := range nodes {
 		l.last[n] = time.Now()
 		l.all.Go(func() { l.write(n, i, dir) })
@@ -154,18 +159,19 @@ func (l *load) write(on *node, seed int, dir string) {
 		l.gap[on] = max(l.gap[on], now.Sub(l.last[on]))
 		l.last[on] = now
 		l.mu.Unlock()
+		time.Sleep(pace)
 	}
 }
 
 // end stops the writers.
 func (l *load) end() {
-	select {
-	case <-l.stop:
-	default:
-		close(l.stop)
-	}
-	l.all.Wait()
+	l.t.Helper()
+	l.halt()
+	_, _ = bounded(l.t, "a writer", func() error { l.all.Wait(); return nil })
 }
+
+// halt has the writers stop after what they are doing.
+func (l *load) halt() { l.once.Do(func() { close(l.stop) }) }
 
 // awaitMore waits until each of the nodes has written so many more files.
 func (l *load) awaitMore(more int, nodes ...*node) time.Duration {

@@ -38,6 +38,7 @@ type rig struct {
 	base  string
 	lan   *lan // nil: all on the host itself
 	nodes []*node
+	loads []*load // that the end of the test ends
 }
 
 // node is a machine with a data directory and a mount point, and the process that
@@ -115,6 +116,9 @@ func (r *rig) add() *node {
 // end kills all processes, detaches all mounts and, of a test that has failed,
 // shows what the nodes logged.
 func (r *rig) end() {
+	for _, l := range r.loads {
+		l.halt() // but for calls under way, which the nodes' end ends
+	}
 	for _, n := range r.nodes {
 		if n.runs() {
 			_ = n.cmd.Process.Kill() // it may have ended just now
@@ -126,6 +130,9 @@ func (r *rig) end() {
 			}
 		}
 		n.detach()
+	}
+	for _, l := range r.loads {
+		l.all.Wait()
 	}
 	if !r.t.Failed() {
 		return
@@ -236,6 +243,7 @@ func (n *node) tryStart(ready string, args ...string) (said string, err error) {
 		return "", err
 	}
 	c.Stdout, c.Stderr = w, log
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // should the test be killed
 	err = errors.Join(c.Start(), w.Close())
 	if err != nil {
 		return "", errors.Join(err, stdout.Close())
