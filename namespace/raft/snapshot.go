@@ -143,6 +143,9 @@ func (l *Log) export() (*namespace.Export, *raftpb.Message, error) {
 		return nil, nil, err
 	}
 	group, err := e.Group()
+	if err == nil && len(group) == 0 {
+		err = errors.New("this node has no names yet")
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, e.Close())
 	}
