@@ -317,6 +317,40 @@ func TestWhatIsProposedAgainKeepsItsOrder(t *testing.T) {
 	}
 }
 
+// The second copy ends the session that the first has opened.
+func TestOfASessionOpenedTwiceTheLaterIsUsed(t *testing.T) {
+	for copies := 1; copies <= 3; copies++ {
+		for lost := range copies {
+			u, p := lonely(t)
+			cmd := &namespace.Command{Time: 5, Ops: []namespace.Op{&namespace.OpenSession{Peer: peerName(1)}}}
+			e, _, _, err := p.add(cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tick := 0
+			sent := func([]byte) bool { return true }
+			for range copies {
+				p.send(sent, tick)
+				tick += resendTicks
+			}
+			for range copies - lost {
+				p.applied(cmd, e.encoded, u.do(cmd))
+			}
+			if lost > 0 {
+				p.send(sent, tick)
+			}
+			select {
+			case o := <-e.done:
+				if u.state.MemberOf(namespace.SessionID(o.res.Index)) == "" {
+					t.Errorf("%d copies, %d of them lost: the session has ended already", copies, lost)
+				}
+			default:
+				t.Errorf("%d copies, %d of them lost: no answer", copies, lost)
+			}
+		}
+	}
+}
+
 func TestWhoHasJoinedAgainIsHeardByWhoWasAway(t *testing.T) {
 	u := newUnit(t, vfs.NewCrashableMem())
 	u.do(&namespace.Command{Ops: []namespace.Op{&namespace.FoundCluster{ID: clusterID, First: storageMember(peerName(1))}}})
