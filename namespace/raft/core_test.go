@@ -133,7 +133,9 @@ func TestNoNamespaceIsSentInTheMiddleOfAnEntry(t *testing.T) {
 			t.Errorf("after %d of 2 commands: %v", i, err)
 		}
 		if err == nil {
-			err = e.Close()
+			if err := e.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
