@@ -192,25 +192,23 @@ func (n *node) observe(c *namespace.Change) {
 }
 
 // withhold keeps from a node what others change, until release tells it of all that
-// at once, and of more.
-func (n *node) withhold() (release func(more []namespace.EntryChange)) {
+// at once, and of more. If that is that everything has changed, it says nothing else.
+func (n *node) withhold() (release func(more namespace.Change)) {
 	c := n.cluster
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n.hold = true
-	return func(more []namespace.EntryChange) {
+	return func(more namespace.Change) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		all := &namespace.Change{Index: c.index, Entries: more}
 		for _, h := range n.held {
-			if h.Session != n.session {
-				all.Session = h.Session
-				all.Inodes = append(all.Inodes, h.Inodes...)
-				all.Entries = append(all.Entries, h.Entries...)
+			if h.Session != n.session && !more.All {
+				more.Inodes = append(more.Inodes, h.Inodes...)
+				more.Entries = append(more.Entries, h.Entries...)
 			}
 		}
 		n.hold, n.held = false, nil
-		n.vol.Observe(all)
+		n.vol.Observe(&more)
 	}
 }
 
@@ -227,6 +225,17 @@ func (n *node) seesSize(t testing.TB, ino uint64, size int64) {
 	eventually(t, "the volume sees the new size", func() bool {
 		a, err := n.vol.GetAttr(context.Background(), namespace.Ino(ino))
 		return err == nil && a.Size == size
+	})
+}
+
+// idle waits until the kernel has been told of everything.
+func (n *node) idle(t testing.TB) {
+	t.Helper()
+	c := n.mount.fs.coherent
+	eventually(t, "the kernel has been told", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.delivered == c.seq.Load() && c.current == nil && c.pending.empty() && c.retries == 0
 	})
 }
 

@@ -46,6 +46,7 @@ func TestErrorsBecomeErrnos(t *testing.T) {
 		{namespace.ErrNotSupported, syscall.EOPNOTSUPP, ""},
 		{namespace.ErrAccess, syscall.EACCES, ""},
 		{namespace.ErrTrimmed, syscall.ESTALE, ""},
+		{namespace.ErrLocked, syscall.EAGAIN, ""},
 		{volume.ErrTooBig, syscall.EFBIG, ""},
 		{volume.ErrNoData, syscall.ENXIO, ""},
 		{volume.ErrNotRegular, syscall.EINVAL, ""},
@@ -63,6 +64,9 @@ func TestErrorsBecomeErrnos(t *testing.T) {
 		{fmt.Errorf("read: %w", corrupt), syscall.EIO, corrupt.CID.String()},
 		{cas.ErrNotFound, syscall.EIO, "inode=77"},
 		{namespace.ErrConflict, syscall.EIO, "name=file"},
+		{fmt.Errorf("propose: %w", namespace.ErrSession), syscall.EIO, "session has ended"},
+		{namespace.ErrStale, syscall.EIO, "proposed and answered before"},
+		{fmt.Errorf("no majority: %w", context.DeadlineExceeded), syscall.ETIMEDOUT, ""},
 		{namespace.ErrFailed, syscall.EIO, "op=lookup"},
 		{volume.ErrClosed, syscall.EIO, "closed"},
 		{context.Canceled, syscall.EIO, "canceled"}, // not by the caller

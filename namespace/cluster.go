@@ -47,7 +47,8 @@ type AddInvite struct {
 	Peer    p2p.PeerID // who alone may redeem it; empty: anyone
 }
 
-// DropInvite revokes an invitation. ErrNoInvite if there is none.
+// DropInvite revokes an invitation, which is kept until it is old. ErrNoInvite if
+// there is none, or it is revoked already.
 type DropInvite struct{ ID InviteID }
 
 // Redeem makes a node a member. The proposer has checked that it knows the

@@ -170,14 +170,16 @@ func (t *txn) dropExpired() error {
 }
 
 func (t *txn) dropInvite(op *DropInvite) error {
-	v, err := t.value(stringKey(tagInvite, string(op.ID[:])))
+	var inv namespacepb.Invite
+	v, ok, err := t.staged(stringKey(tagInvite, string(op.ID[:])), &inv)
 	if err != nil {
 		return err
 	}
-	if v.value == nil {
+	if !ok || inv.Revoked {
 		return ErrNoInvite
 	}
-	v.value = nil
+	inv.Revoked, inv.Uses = true, 0
+	v.value = marshalRecord(&inv)
 	t.cluster.changed = true
 	return nil
 }
@@ -191,7 +193,7 @@ func (t *txn) redeem(op *Redeem) error {
 	if err != nil {
 		return err
 	}
-	if !ok {
+	if !ok || inv.Revoked {
 		return ErrNoInvite
 	}
 	id := op.Member.ID

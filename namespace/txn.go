@@ -447,13 +447,15 @@ func (t *txn) writeValue(b *pebble.Batch, v *stagedValue) error {
 	return setOrDelete(b, v.key, v.value != nil, v.value)
 }
 
-// writeTime adds to the time index, at most once a minute of log time.
+// writeTime adds to the time index, at most once a minute of log time. Log time is
+// that of meta: a repetition of an earlier command does not move it.
 func (t *txn) writeTime(b *pebble.Batch) error {
-	if t.result.Err != nil || t.meta.indexedTime/timeStep == t.logTime/timeStep && t.meta.indexedTime > 0 {
+	now := t.meta.logTime
+	if t.result.Err != nil || t.meta.indexedTime/timeStep == now/timeStep && t.meta.indexedTime > 0 {
 		return nil
 	}
-	t.meta.indexedTime = t.logTime
-	key := numberKey(nil, tagTime, uint64(t.logTime))
+	t.meta.indexedTime = now
+	key := numberKey(nil, tagTime, uint64(now))
 	return b.Set(key, binary.BigEndian.AppendUint64([]byte{formatVersion}, t.index), nil)
 }
 

@@ -167,14 +167,19 @@ func (n *Node) RevokeInvite(ctx context.Context, text string) error {
 	return err
 }
 
-// invites reports whether anybody is expected.
+// doorGrace is how long after an invitation has expired those who come with it are
+// still told why they are not let in.
+const doorGrace = 10 * time.Minute
+
+// invites reports whether anybody is expected who has been invited, also by what
+// has been used, revoked or expired meanwhile.
 func (n *Node) invites(now time.Time) bool {
 	all, err := n.state.Invites()
 	if err != nil {
 		return false
 	}
 	for _, i := range all {
-		if i.Uses > 0 && i.Expires > now.UnixNano() {
+		if i.Expires > now.Add(-doorGrace).UnixNano() {
 			return true
 		}
 	}

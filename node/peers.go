@@ -85,6 +85,9 @@ func (n *Node) SetCopies(ctx context.Context, copies int) error {
 func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
 	c, v := n.cluster.Load(), n.state.View()
 	if v == nil {
+		if n.memberFile.Joined { // and has not run yet
+			s.Cluster = &control.ClusterStatus{ID: n.memberFile.Cluster}
+		}
 		return
 	}
 	s.Cluster = &control.ClusterStatus{ID: v.Cluster, Epoch: v.Epoch, Copies: v.Owners()}

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/cairnfs/cairn/namespace"
@@ -16,9 +17,11 @@ type Handle struct {
 	locks lockPath // of the volume's lockTable
 
 	// Of a shared volume.
-	keep   bool                // what KeepCache says
-	losses uint64              // of the file, when it was opened
-	sole   namespace.SessionID // under which the node alone has the file open, 0: it need not
+	keep    bool                // what KeepCache says
+	version uint64              // of the content when it was opened
+	known   atomic.Bool         // to the kernel, which has asked for something through it
+	losses  uint64              // of the file, when it was opened
+	sole    namespace.SessionID // under which the node alone has the file open, 0: it need not
 }
 
 // Ino returns the inode that is open.
@@ -26,8 +29,8 @@ func (h *Handle) Ino() namespace.Ino { return h.f.ino }
 
 // KeepCache reports whether pages that the kernel holds of the file are still
 // right. In a group of one they are: nobody but this kernel writes. In a shared volume
-// they are if the content is the one that it had when the kernel last dropped them, but
-// for what was written here.
+// they are if the content is still the one that it was when the kernel last dropped
+// them, but for what was written here.
 func (h *Handle) KeepCache() bool { return h.keep || !h.f.v.Shared() }
 
 // Read fills p from off on and returns the number of bytes, which is less than

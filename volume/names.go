@@ -403,7 +403,13 @@ func (v *Volume) Readlink(_ context.Context, ino namespace.Ino) (string, error) 
 // ReadDir calls fn for the entries of a directory after cookie, 0 to begin,
 // until fn returns false. Entries that exist all the while come exactly once.
 func (v *Volume) ReadDir(_ context.Context, ino namespace.Ino, cookie uint64, fn func(namespace.Dentry) bool) error {
-	return v.o.State.ReadDir(ino, cookie, fn)
+	if !v.Shared() {
+		return v.o.State.ReadDir(ino, cookie, fn)
+	}
+	return v.o.State.ReadDir(ino, cookie, func(d namespace.Dentry) bool {
+		v.noteName(d.Ino, d.Name)
+		return fn(d)
+	})
 }
 
 // SyncDir returns when every change of names made before is durable.

@@ -365,3 +365,19 @@ func TestWhatASharedVolumeSpillsIsNotReplayed(t *testing.T) {
 		t.Errorf("flags %#x", p[1])
 	}
 }
+
+func TestANewFileThatIsStreamedIsNotReadAgain(t *testing.T) {
+	h := newHub(t, 2)
+	a := h.nodes[0]
+	_, f, err := a.Create(t.Context(), namespace.RootIno, "file", 0o644, syscall.O_WRONLY, Caller{})
+	a.must(err)
+	want := pattern(12<<20, 1)
+	for off := 0; off < len(want); off += 1 << 20 {
+		a.put(f, want[off:off+1<<20], int64(off))
+	}
+	a.closeFile(f)
+	if n := h.blocks.gets.Load(); n != 0 {
+		t.Errorf("%d blocks were read", n)
+	}
+	h.nodes[1].shows("file", want)
+}

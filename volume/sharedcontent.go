@@ -397,17 +397,33 @@ func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle
 		v.release(f)
 		return nil, err
 	}
-	h.keep = v.seen.note(f.ino, f.version.Load())
+	h.version = f.version.Load()
+	h.keep = v.seen.is(f.ino, h.version)
 	return h, nil
 }
 
 // Stale reports whether the kernel may have pages of content that another node has
-// replaced since it last dropped them. Whoever asks drops all pages of the inode if
-// so, before anything else is done on account of the answer: after a lock was
-// granted, before that is told.
-func (h *Handle) Stale() bool {
+// replaced. Ask after a lock was granted; if so, drop all pages of the inode before the
+// kernel is told of the lock, and then call Dropped with the version.
+func (h *Handle) Stale() (version uint64, stale bool) {
 	v := h.f.v
-	return v.Shared() && !v.seen.note(h.f.ino, h.f.version.Load())
+	if !v.Shared() {
+		return 0, false
+	}
+	version = h.f.version.Load()
+	return version, !v.seen.is(h.f.ino, version)
+}
+
+// Dropped says that the kernel's pages of the inode were dropped after Stale had
+// returned the version.
+func (h *Handle) Dropped(version uint64) { h.f.v.seen.set(h.f.ino, version) }
+
+// arrived is called with each request about the handle. The first one says that the
+// kernel knows of the handle, and so has dropped its pages if it was to.
+func (h *Handle) arrived() {
+	if !h.known.Load() && h.known.CompareAndSwap(false, true) {
+		h.f.v.seen.set(h.f.ino, h.version)
+	}
 }
 
 // seen is the version of the content that the kernel may have pages of, for each
@@ -417,16 +433,22 @@ type seen struct {
 	at map[namespace.Ino]uint64
 }
 
-// note sets the version and reports whether it was that before.
-func (s *seen) note(ino namespace.Ino, version uint64) bool {
+func (s *seen) is(ino namespace.Ino, version uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, ok := s.at[ino]
+	return ok && was == version
+}
+
+// set says that the kernel has no pages of older versions.
+func (s *seen) set(ino namespace.Ino, version uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was, ok := s.at[ino]
 	if s.at == nil || !ok && len(s.at) >= maxSeen {
 		s.at = make(map[namespace.Ino]uint64)
 	}
-	s.at[ino] = version
-	return ok && was == version
+	s.at[ino] = max(was, version)
 }
 
 // advance says that what is new in a version was written through this kernel.

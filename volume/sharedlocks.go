@@ -153,6 +153,7 @@ func (s lockSpace) kind() namespace.LockKind {
 // lockShared is TryLock or WaitLock.
 func (h *Handle) lockShared(cancel <-chan struct{}, r *lockRequest, wait bool) error {
 	v := h.f.v
+	h.arrived()
 	if v.shared().Session() == 0 {
 		return namespace.ErrSession
 	}
@@ -269,6 +270,10 @@ func (h *Handle) droppedShared(handle bool) {
 
 // releaseShared is what Release does besides.
 func (h *Handle) releaseShared() {
+	if !h.f.v.Shared() {
+		return
+	}
+	h.arrived()
 	h.droppedShared(true)
 	h.releaseSole()
 }

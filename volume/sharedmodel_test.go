@@ -124,6 +124,9 @@ func TestNodesShareFilesAsTheModelSays(t *testing.T) {
 			for len(m.handles) > 0 {
 				m.close(m.handles[0])
 			}
+			for _, n := range m.hub.nodes {
+				m.must(n.Barrier(t.Context()))
+			}
 			for _, f := range m.files {
 				for i := range m.hub.nodes {
 					m.compare(i, f)

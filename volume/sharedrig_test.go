@@ -16,6 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/mem"
 	"github.com/cairnfs/cairn/index"
 	"github.com/cairnfs/cairn/index/journal"
@@ -29,13 +30,24 @@ var errNoMajority = errors.New("no majority in time")
 // hub is a log in memory that several nodes apply, and the blocks that they share.
 type hub struct {
 	t      testing.TB
-	blocks mem.Store
+	blocks counted
 	nodes  []*member
 
 	mu   sync.Mutex
 	more *sync.Cond
 	log  []*namespace.Command
 	over bool
+}
+
+// counted counts what is read from it.
+type counted struct {
+	mem.Store
+	gets atomic.Int64
+}
+
+func (s *counted) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
+	s.gets.Add(1)
+	return s.Store.Get(ctx, c, buf)
 }
 
 // member is a node: a volume over its own namespace.

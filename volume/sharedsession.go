@@ -159,6 +159,7 @@ func (h *Handle) alive() error {
 	if c == nil {
 		return nil
 	}
+	h.arrived()
 	if h.losses != h.f.losses.Load() || h.sole != 0 && h.sole != c.Session() {
 		return namespace.ErrSession
 	}
@@ -191,6 +192,7 @@ func (h *Handle) beforeRead(ctx context.Context) error {
 	if c == nil {
 		return nil
 	}
+	h.arrived()
 	if err := h.trusted(c); err != nil {
 		return err
 	}

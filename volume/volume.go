@@ -8,6 +8,10 @@
 // Durability: nothing is durable on return of an operation but Fsync, SyncDir
 // and Sync, and writes through handles opened with O_SYNC or O_DSYNC. What
 // nobody asked to be durable becomes so within Options.SyncInterval.
+//
+// A volume may be one of several over the same names, on other nodes (see Share). Then
+// closing a file and fsync name its content, so that any open which starts later, on
+// any node, sees it; what was written and not named is lost with the process.
 package volume
 
 import (
@@ -210,8 +214,13 @@ func (v *Volume) Close(ctx context.Context) error {
 	for _, f := range v.unclean() {
 		f.move.Lock()
 		if err := f.commit(ctx); err != nil {
-			// What cannot be named now is put back by the next start.
-			errs = append(errs, err, f.record(false))
+			// What cannot be named now is put back by the next start. If others
+			// name content meanwhile, it is for a person to look at.
+			if v.Shared() && f.condemn() {
+				errs = append(errs, err, f.giveUp(ctx))
+			} else {
+				errs = append(errs, err, f.record(false))
+			}
 		}
 		f.move.Unlock()
 		v.release(f)

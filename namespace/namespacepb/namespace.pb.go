@@ -2402,6 +2402,7 @@ type Invite struct {
 	Role          uint32                 `protobuf:"varint,5,opt,name=role,proto3" json:"role,omitempty"`
 	Peer          []byte                 `protobuf:"bytes,6,opt,name=peer,proto3" json:"peer,omitempty"` // who alone may redeem it, empty: anyone
 	Redeemed      [][]byte               `protobuf:"bytes,7,rep,name=redeemed,proto3" json:"redeemed,omitempty"`
+	Revoked       bool                   `protobuf:"varint,8,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2483,6 +2484,13 @@ func (x *Invite) GetRedeemed() [][]byte {
 		return x.Redeemed
 	}
 	return nil
+}
+
+func (x *Invite) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
 }
 
 type DropInvite struct {
@@ -3415,7 +3423,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04role\x18\x05 \x01(\rR\x04role\x12\x14\n" +
 	"\x05state\x18\x06 \x01(\rR\x05state\x12\x1a\n" +
 	"\bcapacity\x18\a \x01(\x04R\bcapacity\x12\x16\n" +
-	"\x06invite\x18\b \x01(\fR\x06invite\"\x9c\x01\n" +
+	"\x06invite\x18\b \x01(\fR\x06invite\"\xb6\x01\n" +
 	"\x06Invite\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x18\n" +
@@ -3423,7 +3431,8 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04uses\x18\x04 \x01(\rR\x04uses\x12\x12\n" +
 	"\x04role\x18\x05 \x01(\rR\x04role\x12\x12\n" +
 	"\x04peer\x18\x06 \x01(\fR\x04peer\x12\x1a\n" +
-	"\bredeemed\x18\a \x03(\fR\bredeemed\"\x1c\n" +
+	"\bredeemed\x18\a \x03(\fR\bredeemed\x12\x18\n" +
+	"\arevoked\x18\b \x01(\bR\arevoked\"\x1c\n" +
 	"\n" +
 	"DropInvite\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\"T\n" +

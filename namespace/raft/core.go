@@ -66,8 +66,9 @@ func newCore(id uint64, st *store, state *namespace.State, log *slog.Logger) (*c
 		MaxInflightMsgs:           64,
 		CheckQuorum:               true,
 		PreVote:                   true,
-		StepDownOnRemoval:         true,
-		Logger:                    raftLogger{log},
+		// A leader that is voted out goes on until another knows of it: see plan.
+		StepDownOnRemoval: false,
+		Logger:            raftLogger{log},
 	})
 	if err != nil {
 		return nil, err

@@ -71,8 +71,11 @@ func openDisk(fs *vfs.MemFS, log *slog.Logger) (*disk, []journal.Record, error) 
 
 var keptKey = []byte{index.SpaceMeta, 'j'}
 
-func (d *disk) kept() journal.Seq {
-	value, closer, err := d.index.Pebble().Get(keptKey)
+func (d *disk) kept() journal.Seq { return keptRecord(d.index.Pebble()) }
+
+// keptRecord returns the first record that is needed besides the index.
+func keptRecord(db *pebble.DB) journal.Seq {
+	value, closer, err := db.Get(keptKey)
 	if err != nil {
 		return 0
 	}
@@ -80,9 +83,13 @@ func (d *disk) kept() journal.Seq {
 	return journal.Seq(value[0]) | journal.Seq(value[1])<<8 | journal.Seq(value[2])<<16 | journal.Seq(value[3])<<24
 }
 
+func keptValue(keep journal.Seq) []byte {
+	return []byte{byte(keep), byte(keep >> 8), byte(keep >> 16), byte(keep >> 24)}
+}
+
 // checkpoint makes the index durable and trims the journal.
 func (d *disk) checkpoint(keep journal.Seq) error {
-	err := d.index.Pebble().Set(keptKey, []byte{byte(keep), byte(keep >> 8), byte(keep >> 16), byte(keep >> 24)}, pebble.NoSync)
+	err := d.index.Pebble().Set(keptKey, keptValue(keep), pebble.NoSync)
 	return errors.Join(err, d.index.Flush(), d.journal.Trim(keep))
 }
 

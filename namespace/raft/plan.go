@@ -31,10 +31,17 @@ func votersFor(storage int) int {
 }
 
 // plan returns the next change of the group, nil if it is as it should be or nothing
-// can be done now. self leads.
-func plan(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[uint64]peerProgress) *raftpb.ConfChangeV2 {
+// can be done now. self leads. If heir is not 0, another is to lead first.
+//
+// A leader does not take its own vote away. Of two voters, the other could not
+// know yet that it is left alone, would need the vote of the one that is out, and
+// not get it, because that one's log is longer: nobody could ever lead again.
+func plan(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[uint64]peerProgress) (change *raftpb.ConfChangeV2, heir uint64) {
 	if len(conf.GetVotersOutgoing()) > 0 || len(conf.GetLearnersNext()) > 0 {
-		return nil // a change is under way
+		return nil, 0 // a change is under way
+	}
+	if !slices.Contains(conf.GetVoters(), self) {
+		return nil, successor(conf.GetVoters(), conf, self, progress) // a former leader began the change that took the vote
 	}
 	members := make(map[uint64]*p2p.Member)
 	for i := range view.Members {
@@ -47,16 +54,22 @@ func plan(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[uint
 	for _, id := range conf.GetLearners() {
 		if members[id] == nil {
 			add(raftpb.ConfChangeRemoveNode, id)
-			return &c
+			return &c, 0
 		}
 	}
 	for _, m := range view.Members {
 		if !slices.Contains(conf.GetVoters(), m.Raft) && !slices.Contains(conf.GetLearners(), m.Raft) {
 			add(raftpb.ConfChangeAddLearnerNode, m.Raft)
-			return &c
+			return &c, 0
 		}
 	}
 	want := choose(view, conf, self, progress)
+	if !slices.Contains(want, self) {
+		if heir := successor(want, conf, self, progress); heir != 0 {
+			return nil, heir
+		}
+		want = append(want, self) // until there is one
+	}
 	for _, id := range want {
 		if !slices.Contains(conf.GetVoters(), id) {
 			add(raftpb.ConfChangeAddNode, id)
@@ -72,9 +85,20 @@ func plan(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[uint
 		}
 	}
 	if len(c.Changes) == 0 || !electable(want, self, progress) {
-		return nil
+		return nil, 0
 	}
-	return &c
+	return &c, 0
+}
+
+// successor returns the first of the given members that can take over, 0 if none
+// can.
+func successor(of []uint64, conf *raftpb.ConfState, self uint64, progress map[uint64]peerProgress) uint64 {
+	for _, id := range of {
+		if p := progress[id]; id != self && p.active && p.caught && slices.Contains(conf.GetVoters(), id) {
+			return id
+		}
+	}
+	return 0
 }
 
 // choose returns the best voters, ascending.

@@ -1,8 +1,10 @@
 package raft
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -135,19 +137,21 @@ func (p *proposals) remove(e *proposal) {
 // no result for long.
 func (p *proposals) send(propose func([]byte) bool, tick int) {
 	p.mu.Lock()
-	for _, e := range p.open {
-		if !e.queued && tick-e.sent >= resendTicks {
-			e.queued = true
-			p.queue = append(p.queue, e)
-		}
-	}
 	for _, e := range p.bare {
 		if !e.queued && tick-e.sent >= resendTicks {
 			e.queued = true
 			p.queue = append(p.queue, e)
 		}
 	}
-	queue := p.queue
+	var again []*proposal
+	for _, e := range p.open {
+		if !e.queued && tick-e.sent >= resendTicks {
+			e.queued = true
+			again = append(again, e)
+		}
+	}
+	slices.SortFunc(again, func(a, b *proposal) int { return cmp.Compare(a.seq, b.seq) })
+	queue := append(again, p.queue...)
 	p.queue = nil
 	p.mu.Unlock()
 	for len(queue) > 0 {

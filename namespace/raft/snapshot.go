@@ -91,7 +91,7 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	x := &l.exports
 	id := binary.BigEndian.Uint64(req[1:])
 	if id == 0 {
-		return l.newExport(from)
+		return l.newExport(ctx, from)
 	}
 	x.mu.Lock()
 	e := x.open[id]
@@ -116,28 +116,48 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	return chunk, err
 }
 
-func (l *Log) newExport(from p2p.PeerID) ([]byte, error) {
-	x := &l.exports
-	x.drop(from)
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.ended || len(x.open) >= maxExports {
-		return nil, errors.New("too many snapshots are being sent")
+// export begins to send the namespace, and returns what the receiver is to know of
+// it. It is called by the run loop: between the commands of an entry, the namespace
+// is at no place that the log can go on from.
+func (l *Log) export() (*namespace.Export, *raftpb.Message, error) {
+	if !l.store.whole(l.o.State.Position()) {
+		return nil, nil, errors.New("this node has only just started")
 	}
 	e, err := l.o.State.Export()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	group, err := e.Group()
 	if err != nil {
-		return nil, errors.Join(err, e.Close())
+		return nil, nil, errors.Join(err, e.Close())
+	}
+	at := e.Position()
+	return e, &raftpb.Message{
+		Type: raftpb.MsgSnap.Enum(), Context: group,
+		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term)}},
+	}, nil
+}
+
+func (l *Log) newExport(ctx context.Context, from p2p.PeerID) ([]byte, error) {
+	x := &l.exports
+	x.drop(from)
+	var e *namespace.Export
+	var header *raftpb.Message
+	err := error(ErrClosed)
+	if !l.do(ctx, func() { e, header, err = l.export() }) {
+		return nil, ErrClosed
+	}
+	if err != nil {
+		return nil, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended || len(x.open) >= maxExports {
+		return nil, errors.Join(errors.New("too many snapshots are being sent"), e.Close())
 	}
 	x.last++
-	at := e.Position()
-	header, err := encode(&raftpb.Message{
-		Type: raftpb.MsgSnap.Enum(), Index: proto.Uint64(x.last), Context: group,
-		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term)}},
-	})
+	header.Index = proto.Uint64(x.last)
+	answer, err := encode(header)
 	if err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -145,7 +165,7 @@ func (l *Log) newExport(from p2p.PeerID) ([]byte, error) {
 		x.open = make(map[uint64]*export)
 	}
 	x.open[x.last] = &export{e: e, peer: from, used: time.Now()}
-	return header, nil
+	return answer, nil
 }
 
 // fetch gets the namespace of the sender of m and hands both to the core.

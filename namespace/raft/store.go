@@ -37,6 +37,7 @@ type store struct {
 	applied uint64            // as of the start
 	records []span            // of the journal, that hold entries after the base
 	bytes   int               // of entries in memory, about
+	kept    int               // maxKept, less in tests
 	alone   bool
 }
 
@@ -72,7 +73,7 @@ func foundation(id uint64) (base *raftpb.Message, conf *raftpb.ConfState) {
 // openStore reads the base. Feed it the journal's records with replay, then call
 // open.
 func openStore(db *pebble.DB, mark func() uint64) (*store, error) {
-	s := &store{MemoryStorage: raft.NewMemoryStorage(), mark: mark, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}}
+	s := &store{MemoryStorage: raft.NewMemoryStorage(), mark: mark, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}, kept: maxKept}
 	value, closer, err := db.Get(baseKey())
 	if errors.Is(err, pebble.ErrNotFound) {
 		return s, nil
@@ -302,15 +303,18 @@ func (s *store) setAlone(id uint64) {
 
 // notAlone makes everything durable, from now on.
 func (s *store) notAlone() error {
+	if err := s.sync(); err != nil {
+		return err
+	}
 	s.alone = false
-	return s.sync()
+	return nil
 }
 
 // compact forgets entries up to index, which are applied, but for some that other
 // members may still want.
 func (s *store) compact(index uint64) error {
 	first, _ := s.FirstIndex()
-	for s.bytes > maxKept && first <= index {
+	for s.bytes > s.kept && first <= index {
 		entries, err := s.Entries(first, first+1, 1<<62)
 		if err != nil {
 			return err

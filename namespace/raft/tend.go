@@ -1,5 +1,7 @@
 package raft
 
+import "go.etcd.io/raft/v3/tracker"
+
 // What the leader does now and then.
 
 // caughtUp is how many entries a member may lack and still be made a voter.
@@ -43,13 +45,19 @@ func (l *Log) group() {
 	progress := make(map[uint64]peerProgress)
 	last, _ := l.store.LastIndex()
 	for id, p := range s.Progress {
-		progress[id] = peerProgress{active: p.RecentActive, caught: p.Match+caughtUp >= last}
+		// A short log says nothing of the namespace before it, which may be large.
+		progress[id] = peerProgress{active: p.RecentActive, caught: p.State == tracker.StateReplicate && p.Match+caughtUp >= last}
 	}
-	change := plan(view, l.store.conf, l.o.ID, progress)
-	if change == nil {
+	change, heir := plan(view, l.store.conf, l.o.ID, progress)
+	if change == nil && heir == 0 {
 		return
 	}
 	l.tried = l.o.Clock()
+	if heir != 0 {
+		l.o.Logger.Info("another member is to lead", "id", heir)
+		l.core.rn.TransferLeader(heir)
+		return
+	}
 	if err := l.core.change(change); err != nil {
 		l.o.Logger.Debug("group is not changed yet", "err", err)
 		return

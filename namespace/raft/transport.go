@@ -51,10 +51,14 @@ func (p *peers) peer(id uint64) p2p.PeerID {
 	if v := p.l.o.State.View(); v != nil {
 		for i := range v.Members {
 			if v.Members[i].Raft == id {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				p.names[id] = v.Members[i].ID
 				return v.Members[i].ID
 			}
 		}
 	}
+	// It may vote for a while after it was removed from the registry.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.names[id]
@@ -68,11 +72,12 @@ func (p *peers) learn(id uint64, from p2p.PeerID) bool {
 				return v.Members[i].ID == from
 			}
 		}
-		if m := v.Member(from); m != nil {
-			return false // it has another number
+		if m := v.Member(from); m != nil && m.Raft > id {
+			return false // it has another number by now
 		}
 	}
-	// This node is behind and does not know its new members yet.
+	// This node is behind and does not know its new members yet, or that one it
+	// knows has joined again.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.names[id] = from

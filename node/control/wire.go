@@ -11,6 +11,9 @@ import (
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/chunker"
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/namespace/raft"
+	"github.com/cairnfs/cairn/p2p/replica"
 )
 
 // The protocol: HTTP/1.1, paths below /v1/. Small calls carry JSON, lists one
@@ -72,6 +75,12 @@ func wireCodes() []wireCode {
 		{"badCID", cas.ErrBadCID, http.StatusBadRequest},
 		{"notPinned", ErrNotPinned, http.StatusNotFound},
 		{"protocol", ErrProtocol, http.StatusBadRequest},
+		{"noCluster", namespace.ErrNoCluster, http.StatusNotFound},
+		{"noMember", namespace.ErrNoMember, http.StatusNotFound},
+		{"noInvite", namespace.ErrNoInvite, http.StatusNotFound},
+		{"unknown", raft.ErrTimeout, http.StatusGatewayTimeout},
+		{"noQuorum", raft.ErrNoQuorum, http.StatusServiceUnavailable},
+		{"tooFewCopies", replica.ErrTooFewCopies, http.StatusServiceUnavailable},
 		{"unavailable", ErrUnavailable, http.StatusServiceUnavailable},
 		{"unavailable", context.Canceled, http.StatusServiceUnavailable},
 		{"timeout", context.DeadlineExceeded, http.StatusGatewayTimeout},

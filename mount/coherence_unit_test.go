@@ -1,0 +1,431 @@
+//go:build linux
+
+package mount
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/cairnfs/cairn/namespace"
+)
+
+// What the kernel is told, and what it is answered, without a kernel.
+
+// loneCluster is a cluster whose other nodes the test plays.
+type loneCluster struct{}
+
+func (loneCluster) Barrier(context.Context) error { return nil }
+func (loneCluster) Session() namespace.SessionID  { return 7 }
+
+// toldKernel writes down what it is told.
+type toldKernel struct {
+	kernel
+	mu      sync.Mutex
+	told    []string
+	unknown map[uint64]int // inodes that it does not have yet, so many times
+	blocked chan struct{}  // if not nil: names are dropped when it is closed
+}
+
+func newToldKernel(t testing.TB) *toldKernel {
+	t.Helper()
+	k := &toldKernel{kernel: newKernel(t), unknown: make(map[uint64]int)}
+	k.server = k
+	k.coherent.start(k)
+	t.Cleanup(k.OnUnmount)
+	return k
+}
+
+func newSharedKernel(t testing.TB) *toldKernel {
+	k := newToldKernel(t)
+	k.vol.Share(loneCluster{})
+	k.coherent.shared()
+	eventually(t, "what was before is remembered", func() bool {
+		k.coherent.mu.Lock()
+		defer k.coherent.mu.Unlock()
+		return k.coherent.seeded
+	})
+	return k
+}
+
+func (k *toldKernel) InodeNotify(node uint64, off, length int64) fuse.Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.unknown[node] > 0 {
+		k.unknown[node]--
+		return fuse.ENOENT
+	}
+	k.told = append(k.told, fmt.Sprintf("inode %d from %d", node, off))
+	return fuse.OK
+}
+
+func (k *toldKernel) EntryNotify(parent uint64, name string) fuse.Status {
+	k.mu.Lock()
+	blocked := k.blocked
+	k.mu.Unlock()
+	if blocked != nil {
+		<-blocked
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.told = append(k.told, fmt.Sprintf("name %s in %d", name, parent))
+	return fuse.OK
+}
+
+func (k *toldKernel) wasTold(what string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Contains(k.told, what)
+}
+
+func (k *toldKernel) wantTold(what string) {
+	k.t.Helper()
+	eventually(k.t, "told: "+what, func() bool { return k.wasTold(what) })
+}
+
+// other has another node make a change.
+func (k *toldKernel) other(c namespace.Change) {
+	c.Session = 8
+	k.vol.Observe(&c)
+}
+
+func (k *toldKernel) otherMoves(name string, was, is uint64) {
+	k.other(namespace.Change{Entries: []namespace.EntryChange{
+		{Parent: namespace.RootIno, Name: name, Was: namespace.Ino(was), Is: namespace.Ino(is)},
+	}})
+}
+
+func (k *toldKernel) openAs(thread uint32, node uint64, flags uint32) (fuse.OpenOut, fuse.Status) {
+	in := fuse.OpenIn{InHeader: header(node), Flags: flags}
+	in.Pid = thread
+	var out fuse.OpenOut
+	status := k.Open(nil, &in, &out)
+	return out, status
+}
+
+func (k *toldKernel) wantOpen(thread uint32, node uint64, want fuse.Status) {
+	k.t.Helper()
+	_, status := k.openAs(thread, node, syscall.O_RDONLY)
+	k.want(status, want)
+}
+
+func (k *toldKernel) lookup(thread uint32, parent uint64, name string) (out fuse.EntryOut) {
+	k.t.Helper()
+	h := header(parent)
+	h.Pid = thread
+	k.want(k.Lookup(nil, &h, name, &out), fuse.OK)
+	return out
+}
+
+const estale = fuse.Status(syscall.ESTALE)
+
+func TestAnOpenByANameThatChangedIsStaleOncePerThread(t *testing.T) {
+	k := newSharedKernel(t)
+	node, _ := k.create("f", 0o644)
+	k.wantOpen(1, node, fuse.OK)
+	k.otherMoves("f", node, 99)
+	k.wantOpen(1, node, estale)
+	if !k.wasTold("name f in 1") {
+		t.Error("answered before the kernel knew")
+	}
+	k.wantOpen(1, node, fuse.OK)
+	k.wantOpen(1, node, fuse.OK)
+	k.wantOpen(2, node, estale)
+	k.wantOpen(2, node, fuse.OK)
+	k.otherMoves("f", node, 98) // the kernel has no such name any more
+	k.wantOpen(1, node, fuse.OK)
+	k.lookup(1, 1, "f")
+	k.otherMoves("f", node, 97)
+	k.wantOpen(1, node, estale)
+	k.wantOpen(1, node, fuse.OK)
+}
+
+func TestAnOpenBelowADirectoryThatMovedIsStale(t *testing.T) {
+	k := newSharedKernel(t)
+	var dir, below fuse.EntryOut
+	k.want(k.Mkdir(nil, &fuse.MkdirIn{InHeader: header(1), Mode: 0o755}, "d", &dir), fuse.OK)
+	k.want(k.Mkdir(nil, &fuse.MkdirIn{InHeader: header(dir.NodeId), Mode: 0o755}, "e", &below), fuse.OK)
+	var file fuse.CreateOut
+	k.want(k.Create(nil, &fuse.CreateIn{InHeader: header(below.NodeId), Flags: syscall.O_RDWR, Mode: 0o644}, "f", &file), fuse.OK)
+	other, _ := k.create("g", 0o644)
+	k.otherMoves("d", dir.NodeId, 99)
+	k.wantOpen(1, file.NodeId, estale)
+	k.wantOpen(1, file.NodeId, fuse.OK)
+	k.wantOpen(3, other, fuse.OK)
+}
+
+func TestASecondAnswerIsNeverStale(t *testing.T) {
+	k := newSharedKernel(t)
+	a, _ := k.create("f", 0o644)
+	k.otherMoves("f", a, 99)
+	k.wantOpen(1, a, estale)
+	b := k.lookup(1, 1, "f") // the kernel looks again
+	k.otherMoves("f", b.NodeId, 98)
+	k.wantOpen(1, b.NodeId, fuse.OK) // and has found it in time
+	k.lookup(1, 1, "f")
+	k.otherMoves("f", b.NodeId, 97)
+	k.wantOpen(1, b.NodeId, estale)
+	k.wantOpen(1, b.NodeId, fuse.OK)
+
+	// A create that finds a name is one answer, too.
+	c := k.lookup(1, 1, "f")
+	in := fuse.CreateIn{InHeader: header(1), Flags: syscall.O_RDWR | syscall.O_CREAT, Mode: 0o644}
+	k.want(k.Create(nil, &in, "f", new(fuse.CreateOut)), estale)
+	c = k.lookup(1, 1, "f")
+	k.otherMoves("f", c.NodeId, 96)
+	k.wantOpen(1, c.NodeId, fuse.OK)
+}
+
+func TestAFileThatIsGoneIsLookedForAgainOnce(t *testing.T) {
+	k := newSharedKernel(t)
+	k.wantOpen(1, 12345, estale)
+	k.wantOpen(1, 12345, fuse.ENOENT)
+}
+
+func TestAStaleOpenTruncatesNothing(t *testing.T) {
+	k := newSharedKernel(t)
+	node, fh := k.create("f", 0o644)
+	_, status := k.Write(nil, &fuse.WriteIn{InHeader: header(node), Fh: fh}, []byte("text"))
+	k.want(status, fuse.OK)
+	k.otherMoves("f", node, 99)
+	_, status = k.openAs(1, node, syscall.O_WRONLY|syscall.O_TRUNC)
+	k.want(status, estale)
+	if a := k.attr(node); a.Size != 4 {
+		t.Errorf("size %d", a.Size)
+	}
+	_, status = k.openAs(1, node, syscall.O_WRONLY|syscall.O_TRUNC)
+	k.want(status, fuse.OK)
+	if a := k.attr(node); a.Size != 0 {
+		t.Errorf("size %d", a.Size)
+	}
+}
+
+func TestAnOpenDoesNotWaitForTheKernelForEver(t *testing.T) {
+	k := newSharedKernel(t)
+	node, _ := k.create("f", 0o644)
+	blocked := make(chan struct{})
+	k.mu.Lock()
+	k.blocked = blocked
+	k.mu.Unlock()
+	defer close(blocked)
+	k.otherMoves("f", node, 99)
+	k.wantOpen(1, node, estale)
+	k.wantOpen(1, node, fuse.OK)
+	k.wantOpen(1, node, estale) // the kernel has the name still
+}
+
+func TestAFileHandleOpensWhatHasNoName(t *testing.T) {
+	k := newSharedKernel(t)
+	node, _ := k.create("f", 0o644)
+	k.Forget(node, 1)
+	k.lookup(1, node, ".")
+	k.otherMoves("f", node, 99)
+	k.other(namespace.Change{All: true})
+	k.wantOpen(1, node, fuse.OK)
+}
+
+func TestOwnRenamesAndRemovalsAreNoChangesOfOthers(t *testing.T) {
+	k := newSharedKernel(t)
+	f, _ := k.create("f", 0o644)
+	g, _ := k.create("g", 0o644)
+	k.want(k.Rename(nil, &fuse.RenameIn{InHeader: header(1), Newdir: 1}, "f", "h"), fuse.OK)
+	h := header(1)
+	k.want(k.Unlink(nil, &h, "g"), fuse.OK)
+	k.otherMoves("f", 0, 99)
+	k.otherMoves("g", 0, 98)
+	k.wantOpen(1, f, fuse.OK)
+	k.wantOpen(1, g, fuse.OK)
+	k.otherMoves("h", f, 97)
+	k.wantOpen(1, f, estale)
+}
+
+func TestTheKernelIsToldOfWhatItKnows(t *testing.T) {
+	k := newSharedKernel(t)
+	f, _ := k.create("f", 0o644)
+	g, _ := k.create("g", 0o644)
+	k.other(namespace.Change{Inodes: []namespace.InodeChange{
+		{Ino: namespace.Ino(f)}, {Ino: namespace.Ino(g), Content: true}, {Ino: 99, Content: true},
+	}})
+	k.wantTold(fmt.Sprintf("inode %d from -1", f))
+	k.wantTold(fmt.Sprintf("inode %d from 0", g))
+	k.otherMoves("never seen", 0, 99)
+	k.wantTold("name never seen in 1")
+	k.wantTold("inode 1 from 0")
+	if k.wasTold("inode 99 from 0") {
+		t.Error("told of what it does not know")
+	}
+}
+
+func TestAnInodeThatIsOnItsWayToTheKernelIsToldOfLater(t *testing.T) {
+	k := newSharedKernel(t)
+	f, _ := k.create("f", 0o644)
+	k.mu.Lock()
+	k.unknown[f] = 3
+	k.mu.Unlock()
+	k.other(namespace.Change{Inodes: []namespace.InodeChange{{Ino: namespace.Ino(f)}}})
+	k.wantTold(fmt.Sprintf("inode %d from -1", f))
+}
+
+func TestAnswersAreKeptShorterWhileOthersChangeThings(t *testing.T) {
+	k := newToldKernel(t)
+	node, _ := k.create("f", 0o644)
+	h := header(1)
+	var out fuse.EntryOut
+	k.want(k.Lookup(nil, &h, "absent", &out), fuse.OK)
+	if e := k.lookup(1, 1, "f"); out.EntryTimeout() != cacheFor || e.EntryTimeout() != cacheFor {
+		t.Error("a volume of one node is not kept for long")
+	}
+	k.vol.Share(loneCluster{})
+	k.want(k.Lookup(nil, &h, "absent", &out), fuse.ENOENT)
+	if e := k.lookup(1, 1, "f"); e.EntryTimeout() != sharedFor || e.AttrTimeout() != sharedFor {
+		t.Error("timeouts", e.EntryTimeout(), e.AttrTimeout())
+	}
+	q := k.asked(&h, "f")
+	k.otherMoves("f", node, 99) // between the look at the volume and the answer
+	k.other(namespace.Change{Inodes: []namespace.InodeChange{{Ino: namespace.Ino(node)}}})
+	a, err := k.vol.Lookup(t.Context(), namespace.RootIno, "f")
+	ok(t, err)
+	k.entry(q, &a, &out)
+	if out.EntryTimeout() != 0 || out.AttrTimeout() != 0 {
+		t.Error("the kernel keeps what is old:", out.EntryTimeout(), out.AttrTimeout())
+	}
+}
+
+func TestAppendingToASharedFilePassesTheKernelsCacheBy(t *testing.T) {
+	k := newToldKernel(t)
+	node, _ := k.create("f", 0o644)
+	out, _ := k.openAs(1, node, syscall.O_RDWR|syscall.O_APPEND)
+	if out.OpenFlags != fuse.FOPEN_KEEP_CACHE {
+		t.Errorf("flags %#x", out.OpenFlags)
+	}
+	k.vol.Share(loneCluster{})
+	out, _ = k.openAs(1, node, syscall.O_RDWR|syscall.O_APPEND)
+	if out.OpenFlags&fuse.FOPEN_DIRECT_IO == 0 {
+		t.Errorf("flags %#x", out.OpenFlags)
+	}
+	in := fuse.WriteIn{InHeader: header(node), Fh: out.Fh, Flags: syscall.O_RDWR | syscall.O_APPEND}
+	for i, want := range []bool{false, true} { // at 0 it is in place, and then at 4
+		if _, status := k.Write(nil, &in, []byte("text")); status != fuse.OK {
+			t.Fatal(status)
+		}
+		if k.wasTold(fmt.Sprintf("inode %d from 0", node)) != want {
+			t.Errorf("write %d: told %v", i, k.told)
+		}
+	}
+}
+
+func TestPagesOfWhichTheContentChangedAreNotKept(t *testing.T) {
+	k := newSharedKernel(t)
+	node, _ := k.create("f", 0o644)
+	g, _ := k.create("g", 0o644)
+	blocked := make(chan struct{})
+	k.mu.Lock()
+	k.blocked = blocked
+	k.mu.Unlock()
+	k.otherMoves("unknown", 0, 99)
+	k.other(namespace.Change{Inodes: []namespace.InodeChange{{Ino: namespace.Ino(node), Content: true}, {Ino: namespace.Ino(g)}}})
+	out, status := k.openAs(1, node, syscall.O_RDONLY)
+	k.want(status, fuse.OK)
+	if out.OpenFlags&fuse.FOPEN_KEEP_CACHE != 0 || !k.wasTold(fmt.Sprintf("inode %d from -1", node)) {
+		t.Errorf("flags %#x, told %v", out.OpenFlags, k.told)
+	}
+	out, _ = k.openAs(1, g, syscall.O_RDONLY)
+	if out.OpenFlags&fuse.FOPEN_KEEP_CACHE == 0 {
+		t.Errorf("flags %#x", out.OpenFlags)
+	}
+	close(blocked)
+	k.wantTold(fmt.Sprintf("inode %d from 0", node))
+}
+
+func TestALockDropsPagesBeforeItIsGranted(t *testing.T) {
+	k := newToldKernel(t)
+	node, fh := k.create("f", 0o644)
+	lock := func(typ uint32) bool {
+		k.mu.Lock()
+		k.told = nil
+		k.mu.Unlock()
+		in := fuse.LkIn{InHeader: header(node), Fh: fh, Lk: fuse.FileLock{End: 9, Typ: typ}}
+		k.want(k.SetLk(nil, &in), fuse.OK)
+		return k.wasTold(fmt.Sprintf("inode %d from 0", node))
+	}
+	if lock(syscall.F_WRLCK) {
+		t.Error("in a volume of one node")
+	}
+	k.vol.Share(loneCluster{})
+	if lock(syscall.F_UNLCK) || !lock(syscall.F_RDLCK) {
+		t.Error("not when it is taken")
+	}
+}
+
+func TestEdgesAreForgottenWithTheirInodes(t *testing.T) {
+	k := newSharedKernel(t)
+	var dir fuse.EntryOut
+	k.want(k.Mkdir(nil, &fuse.MkdirIn{InHeader: header(1), Mode: 0o755}, "d", &dir), fuse.OK)
+	for i := range 10 {
+		var out fuse.EntryOut
+		k.want(k.Mkdir(nil, &fuse.MkdirIn{InHeader: header(dir.NodeId), Mode: 0o755}, fmt.Sprint(i), &out), fuse.OK)
+		defer k.Forget(out.NodeId, 1)
+	}
+	c := k.coherent
+	if c.edges.n != 11 {
+		t.Errorf("%d edges", c.edges.n)
+	}
+	k.otherMoves("d", dir.NodeId, 99)
+	k.Forget(dir.NodeId, 1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.edges.n != 0 || len(c.edges.up)+len(c.edges.down)+len(c.edges.marks) != 0 {
+		t.Errorf("%+v", c.edges)
+	}
+}
+
+func TestWhatIsRememberedIsBounded(t *testing.T) {
+	var e edges
+	at := time.Unix(1, 0)
+	for i := range uint64(maxEdges + 10) {
+		e.add(1, fmt.Sprint(i), i+2)
+	}
+	for i := range uint64(maxMarks + 10) {
+		e.mark(i+2, i+1, at)
+	}
+	if e.n != maxEdges || len(e.up) != maxEdges || len(e.marks) != maxMarks || len(e.order) != maxMarks {
+		t.Errorf("%d edges, %d marks", e.n, len(e.marks))
+	}
+	if e.lost(2, 0, at) != 0 || e.lost(maxMarks+11, 0, at) == 0 {
+		t.Error("the oldest mark is to go")
+	}
+	if e.lost(maxMarks+11, maxMarks+10, at.Add(2*markFor)) != 0 || e.lost(maxMarks+11, 0, at.Add(2*markFor)) == 0 {
+		t.Error("a mark counts for some time after the kernel knows")
+	}
+	var c callers
+	for i := range uint32(maxCallers + 10) {
+		c.tell(i, 0, 1)
+	}
+	if len(c) != maxCallers {
+		t.Errorf("%d callers", len(c))
+	}
+	b := newBatch()
+	for i := range maxPending + 10 {
+		b.name(1, fmt.Sprint(i))
+	}
+	if !b.all || len(b.names)+len(b.inodes) != 0 {
+		t.Errorf("%d names", len(b.names))
+	}
+}
+
+func TestAMountThatIsNotSharedRemembersNothing(t *testing.T) {
+	k := newToldKernel(t)
+	node, _ := k.create("f", 0o644)
+	k.lookup(1, 1, "f")
+	k.wantOpen(1, node, fuse.OK)
+	k.other(namespace.Change{All: true})
+	if c := k.coherent; c.edges.n != 0 || c.seq.Load() != 0 || c.began.Load() || len(k.told) != 0 {
+		t.Errorf("%d edges, told %v", c.edges.n, k.told)
+	}
+}
