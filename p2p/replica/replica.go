@@ -107,6 +107,7 @@ type Replica struct {
 	queue   queue
 	repair  repair
 	reads   prefetches
+	recent  recent
 
 	ctx         context.Context // ends with Close
 	cancel      context.CancelFunc
@@ -158,6 +159,7 @@ func New(o Options) *Replica {
 	r.queue.init()
 	r.repair.init(o.RepairRate)
 	r.reads.init()
+	r.recent.init()
 	return r
 }
 
