@@ -149,7 +149,7 @@ func (a *app) join(ctx context.Context, token string, o node.JoinOptions) error 
 		return fail("join", dir, err)
 	}
 	_, err = fmt.Fprintf(a.Out, "joined %s as %s\n", j.Cluster, j.ID)
-	if j.Role == "storage" && j.Voters == 1 {
+	if j.Role == "storage" && j.Storage == 2 {
 		fmt.Fprintln(a.Err, "cairn: with two nodes, both are needed for every change from now on; a third removes that")
 	}
 	return err

@@ -86,8 +86,12 @@ func newCoherence(vol *volume.Volume, known *lookups, now func() time.Time) *coh
 	}
 }
 
-// start begins to tell the kernel by n.
+// start begins to tell the kernel by n. Without a volume every request fails, and
+// there is nothing to tell of.
 func (c *coherence) start(n notifier) {
+	if c.vol == nil {
+		return
+	}
 	c.tell = n
 	c.done.Go(c.deliver)
 	c.unwatch = c.vol.Watch(c.observe)

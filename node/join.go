@@ -47,7 +47,7 @@ type joinAnswer struct {
 	Role    string     `json:"role,omitempty"`
 	Chunker cutting    `json:"chunker,omitzero"`
 	Peers   []peerAddr `json:"peers,omitempty"`
-	Voters  int        `json:"voters,omitempty"`
+	Storage int        `json:"storage,omitempty"` // members that store blocks, the joiner included
 }
 
 // Errors of joining. Compare with errors.Is.
@@ -163,9 +163,11 @@ func (c *cluster) admit(ctx context.Context, from p2p.PeerID, req []byte) (*join
 	c.log.Info("a node has joined", "peer", from, "name", r.Name, "role", member.Role)
 	a := &joinAnswer{
 		Cluster: view.Cluster, Raft: member.Raft, Role: member.Role.String(), Chunker: c.n.config.Chunker,
-		Voters: len(c.group.Status().Voters),
 	}
 	for _, p := range view.Members {
+		if p.Role == p2p.RoleStorage {
+			a.Storage++
+		}
 		if p.ID != from && len(a.Peers) < maxPeers {
 			a.Peers = append(a.Peers, peerAddr{p.ID, p.Addrs})
 		}
@@ -191,8 +193,8 @@ type Joined struct {
 	ID      p2p.PeerID
 	Cluster string
 	Role    string
-	// Voters is how many nodes order changes at the moment.
-	Voters int
+	// Storage is how many members store blocks, this one included.
+	Storage int
 }
 
 // Join makes the empty data directory that of a member of the token's cluster.
@@ -289,7 +291,7 @@ func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined
 	if err := n.become(a, listen, o.Name); err != nil {
 		return Joined{}, err
 	}
-	return Joined{ID: id, Cluster: a.Cluster, Role: a.Role, Voters: a.Voters}, nil
+	return Joined{ID: id, Cluster: a.Cluster, Role: a.Role, Storage: a.Storage}, nil
 }
 
 // joinPatience is how long one question may take.

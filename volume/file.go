@@ -224,15 +224,15 @@ func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
 }
 
 // write puts p into the dirty layer at off, or at the end of the file if
-// atEnd, and returns once it is there.
-func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool) error {
+// atEnd, and returns once it is there. by is that of place.
+func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool, by *Handle) error {
 	if err := f.v.checkRoom(); err != nil {
 		return err
 	}
 	if err := f.v.admit(ctx, f); err != nil {
 		return err
 	}
-	if err := f.place(ctx, off, int64(len(p)), atEnd); err != nil {
+	if err := f.place(ctx, off, int64(len(p)), atEnd, by); err != nil {
 		return err
 	}
 	if atEnd {

@@ -51,7 +51,7 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := h.alive(); err != nil {
 		return 0, err
 	}
-	if err := h.f.write(context.WithoutCancel(ctx), p, off, h.flags&syscall.O_APPEND != 0); err != nil {
+	if err := h.f.write(context.WithoutCancel(ctx), p, off, h.flags&syscall.O_APPEND != 0, h); err != nil {
 		return 0, err
 	}
 	if err := h.changed(ctx); err != nil {

@@ -95,7 +95,7 @@ func (f *file) change(ctx context.Context, put func()) error {
 	if err := f.foldMany(ctx); err != nil {
 		return err
 	}
-	if err := f.place(ctx, 0, maxSize, false); err != nil {
+	if err := f.place(ctx, 0, maxSize, false, nil); err != nil {
 		return err
 	}
 	defer f.mu.Unlock()
@@ -187,7 +187,7 @@ func (f *file) copyBytes(ctx context.Context, off int64, src *file, srcOff, n in
 		if err != nil || got == 0 {
 			return done, err
 		}
-		if err := f.write(ctx, p[:got], off+done, false); err != nil {
+		if err := f.write(ctx, p[:got], off+done, false, nil); err != nil {
 			return done, err
 		}
 		done += int64(got)

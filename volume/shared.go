@@ -19,7 +19,8 @@ type Cluster interface {
 	// the call are applied here. It fails when no majority can be reached.
 	Barrier(ctx context.Context) error
 	// Session returns the session of this node, 0 once it has ended or is about
-	// to: then nothing that hangs on it, such as a lock, may be relied upon.
+	// to: then nothing that hangs on it, such as a lock, may be relied upon. It must
+	// not wait: files are locked meanwhile, and Observe calls it.
 	Session() namespace.SessionID
 }
 

@@ -227,8 +227,9 @@ func (f *file) moveTail(size int64) bool {
 
 // place returns with mu held when n bytes may be written at off, or appended. The
 // tail is one piece that holds nothing but what was appended, so that it can be
-// moved: what would end it is written after it was committed.
-func (f *file) place(ctx context.Context, off, n int64, atEnd bool) error {
+// moved: what would end it is written after it was committed. by is who writes, and
+// must still be allowed to once mu is held; nil if that was looked at.
+func (f *file) place(ctx context.Context, off, n int64, atEnd bool, by *Handle) error {
 	c := f.v.shared()
 	if c == nil {
 		f.mu.Lock()
@@ -242,6 +243,12 @@ func (f *file) place(ctx context.Context, off, n int64, atEnd bool) error {
 	}
 	for {
 		f.mu.Lock()
+		if by != nil {
+			if err := by.alive(); err != nil {
+				f.mu.Unlock()
+				return err
+			}
+		}
 		if atEnd && f.tail < 0 {
 			f.tail = f.size
 		}

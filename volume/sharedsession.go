@@ -68,10 +68,14 @@ func (f *file) condemn() bool {
 func (f *file) expire(ctx context.Context) error {
 	now := f.v.shared().Session()
 	f.mu.Lock()
-	over := f.condemned || f.under != 0 && f.under != now
+	condemned, under := f.condemned, f.under
 	f.mu.Unlock()
-	if !over {
+	switch {
+	case condemned:
+	case under == 0 || under == now:
 		return nil
+	case now == 0:
+		return namespace.ErrSession // SessionEnded follows, unless it goes on
 	}
 	f.condemn()
 	return errors.Join(namespace.ErrSession, f.giveUp(ctx))
@@ -178,7 +182,9 @@ func (h *Handle) trusted(c Cluster) error {
 		return nil
 	}
 	if h.f.v.locks.holds(h.f.ino, l) {
-		l.lost.Store(true)
+		if c.Session() != 0 { // else it may go on
+			l.lost.Store(true)
+		}
 		return namespace.ErrSession
 	}
 	l.session.CompareAndSwap(s, 0)

@@ -225,7 +225,7 @@ func (c *core) configure(at namespace.Position, change *raftpb.ConfChangeV2) err
 	}
 	c.store.conf = conf
 	c.store.setAlone(c.id)
-	return nil
+	return c.store.agreed()
 }
 
 // change proposes a change of the group. From here on everything is durable before
@@ -237,7 +237,11 @@ func (c *core) change(change *raftpb.ConfChangeV2) error {
 	return c.rn.ProposeConfChange(change)
 }
 
-// behind reports whether this node knows that it lacks commands.
+// whole returns the last entry that the namespace has all of and says so. What comes
+// after it without a command, of a new leader, is not to be forgotten before: a
+// member that is sent the namespace goes on from there.
+func (c *core) whole() uint64 { return min(c.position, c.state.Position().Entry) }
+
 func (c *core) status() raft.BasicStatus { return c.rn.BasicStatus() }
 
 // raftLogger has raft log what matters.

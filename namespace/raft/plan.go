@@ -108,13 +108,11 @@ func choose(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[ui
 		score int
 	}
 	var all []candidate
-	storage := 0
 	for i := range view.Members {
 		m := &view.Members[i]
 		if m.Role != p2p.RoleStorage {
 			continue
 		}
-		storage++
 		p := progress[m.Raft]
 		votes := slices.Contains(conf.GetVoters(), m.Raft)
 		if !votes && m.Raft != self && !(p.active && p.caught) {
@@ -141,9 +139,8 @@ func choose(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[ui
 		}
 		return 1
 	})
-	n := min(votersFor(storage), len(all))
-	// From two voters to three etc. only with all of them: a voter more that is
-	// not there yet would be worse than none.
+	// From three voters to five only with both: a fourth only adds to the majority.
+	n := votersFor(len(all))
 	want := make([]uint64, 0, n)
 	for _, c := range all[:n] {
 		want = append(want, c.id)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -22,18 +23,22 @@ const resendTicks = 15
 type proposals struct {
 	slots chan struct{}
 
-	mu    sync.Mutex
-	seq   uint64
-	acked uint64 // all below have results
-	open  map[uint64]*proposal
-	bare  map[string]*proposal
-	queue []*proposal // to be proposed
-	ended error
+	mu      sync.Mutex
+	next    uint64 // number of the next command
+	acked   uint64 // all numbers below have results
+	session namespace.SessionID
+	first   uint64 // number of the session's first command, which is 1 to the session
+	moved   chan struct{}
+	open    map[uint64]*proposal // by number
+	bare    map[string]*proposal
+	queue   []*proposal // to be proposed
+	ended   error
 }
 
 type proposal struct {
+	number  uint64
 	session namespace.SessionID
-	seq     uint64
+	seq     uint64 // in the session
 	encoded []byte
 	sent    int  // tick
 	queued  bool // is in the queue
@@ -48,14 +53,15 @@ type outcome struct {
 func (p *proposals) init() {
 	p.slots = make(chan struct{}, maxOutstanding)
 	p.open, p.bare = make(map[uint64]*proposal), make(map[string]*proposal)
-	p.seq, p.acked = 1, 1
+	p.next, p.acked, p.first = 1, 1, 1
 }
 
 // Propose has cmd, which gets the node's session, ordered and returns its result
 // once it is applied here and durable on a majority of the voters.
 //
-// Errors: ErrTimeout, ErrClosed, the context's: the outcome is unknown. ErrTooLarge:
-// nothing happened. Otherwise the log has failed.
+// Errors: ErrTimeout, also with namespace.ErrSession, ErrClosed, the context's: the
+// outcome is unknown. ErrTooLarge: nothing happened. namespace.ErrSession without
+// ErrTimeout: the same. Otherwise the log has failed.
 func (l *Log) Propose(ctx context.Context, cmd *namespace.Command) (namespace.Result, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, l.o.Timeout, ErrTimeout)
 	defer cancel()
@@ -77,7 +83,15 @@ func (l *Log) propose(ctx context.Context, session namespace.SessionID, cmd *nam
 	}
 	own := *cmd
 	own.Session = session
-	entry, refusal, err := p.add(&own)
+	entry, full, refusal, err := p.add(&own)
+	for full != nil {
+		select {
+		case <-full:
+		case <-ctx.Done():
+			return namespace.Result{}, context.Cause(ctx)
+		}
+		entry, full, refusal, err = p.add(&own)
+	}
 	if err != nil || refusal != nil {
 		return namespace.Result{Err: refusal}, err
 	}
@@ -91,32 +105,47 @@ func (l *Log) propose(ctx context.Context, session namespace.SessionID, cmd *nam
 	}
 }
 
-// add numbers and queues a command.
-func (p *proposals) add(cmd *namespace.Command) (entry *proposal, refusal, err error) {
+// add numbers and queues a command. The numbers of a session stay within what it
+// keeps results of: if one command is long in coming, those behind it wait until
+// full is closed, and try again.
+func (p *proposals) add(cmd *namespace.Command) (entry *proposal, full <-chan struct{}, refusal, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ended != nil {
-		return nil, nil, p.ended
+		return nil, nil, nil, p.ended
 	}
 	if cmd.Session != 0 {
-		cmd.Seq, cmd.Acked = p.seq, p.acked
+		if cmd.Session < p.session {
+			return nil, nil, namespace.ErrSession, nil // there is a later one, so it has ended
+		}
+		if cmd.Session > p.session {
+			p.session, p.first = cmd.Session, p.next
+		}
+		acked := max(p.acked, p.first)
+		if p.next-acked >= namespace.MaxWindow {
+			if p.moved == nil {
+				p.moved = make(chan struct{})
+			}
+			return nil, p.moved, nil, nil
+		}
+		cmd.Seq, cmd.Acked = p.next-p.first+1, acked-p.first+1
 	}
 	encoded, err := cmd.AppendBinary(nil)
 	if err != nil {
-		return nil, err, nil
+		return nil, nil, err, nil
 	}
 	if len(encoded) > MaxCommand {
-		return nil, nil, ErrTooLarge
+		return nil, nil, nil, ErrTooLarge
 	}
-	entry = &proposal{session: cmd.Session, seq: cmd.Seq, encoded: encoded, queued: true, done: make(chan outcome, 1)}
+	entry = &proposal{number: p.next, session: cmd.Session, seq: cmd.Seq, encoded: encoded, queued: true, done: make(chan outcome, 1)}
 	if cmd.Session != 0 {
-		p.seq++
-		p.open[cmd.Seq] = entry
+		p.open[p.next] = entry
+		p.next++
 	} else {
 		p.bare[string(encoded)] = entry
 	}
 	p.queue = append(p.queue, entry)
-	return entry, nil, nil
+	return entry, nil, nil, nil
 }
 
 // remove gives a command up, or takes note that its result was taken.
@@ -127,9 +156,14 @@ func (p *proposals) remove(e *proposal) {
 		delete(p.bare, string(e.encoded))
 		return
 	}
-	delete(p.open, e.seq)
-	for p.acked < p.seq && p.open[p.acked] == nil {
+	delete(p.open, e.number)
+	before := p.acked
+	for p.acked < p.next && p.open[p.acked] == nil {
 		p.acked++
+	}
+	if p.acked > before && p.moved != nil {
+		close(p.moved)
+		p.moved = nil
 	}
 }
 
@@ -150,7 +184,7 @@ func (p *proposals) send(propose func([]byte) bool, tick int) {
 			again = append(again, e)
 		}
 	}
-	slices.SortFunc(again, func(a, b *proposal) int { return cmp.Compare(a.seq, b.seq) })
+	slices.SortFunc(again, func(a, b *proposal) int { return cmp.Compare(a.number, b.number) })
 	queue := append(again, p.queue...)
 	p.queue = nil
 	p.mu.Unlock()
@@ -195,8 +229,8 @@ func (p *proposals) applied(cmd *namespace.Command, encoded []byte, res namespac
 	var e *proposal
 	if cmd.Session == 0 {
 		e = p.bare[string(encoded)]
-	} else if e = p.open[cmd.Seq]; e != nil && e.session != cmd.Session {
-		e = nil
+	} else if cmd.Session == p.session {
+		e = p.open[p.first+cmd.Seq-1]
 	}
 	if e != nil {
 		e.answer(outcome{res: res})
@@ -210,9 +244,14 @@ func (e *proposal) answer(o outcome) {
 	}
 }
 
-// settle answers, after commands were applied without being seen, or sessions have
-// ended, those whose result is known thereby. current is the session that goes on.
-func (p *proposals) settle(state *namespace.State, current namespace.SessionID) {
+// errUnknown says of a command of a session that is over that it may have been
+// carried out before.
+var errUnknown = fmt.Errorf("%w: %w", namespace.ErrSession, ErrTimeout)
+
+// settle answers, after sessions have ended or commands were applied without being
+// seen, those whose result is known thereby. current is the session that goes on.
+// seen says that all results so far were seen, so that the rest is refused.
+func (p *proposals) settle(state *namespace.State, current namespace.SessionID, seen bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range p.open {
@@ -220,8 +259,10 @@ func (p *proposals) settle(state *namespace.State, current namespace.SessionID) 
 		switch {
 		case err == nil:
 			e.answer(outcome{res: res})
-		case errors.Is(err, namespace.ErrSession) || e.session != current:
+		case errors.Is(err, namespace.ErrSession) && seen:
 			e.answer(outcome{res: namespace.Result{Err: namespace.ErrSession}})
+		case errors.Is(err, namespace.ErrSession) || e.session != current:
+			e.answer(outcome{err: errUnknown})
 		case !errors.Is(err, namespace.ErrNotFound):
 			e.answer(outcome{err: err})
 		}

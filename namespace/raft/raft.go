@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -173,6 +174,7 @@ func Open(o Options) (*Log, error) {
 		deadlines: make(map[namespace.SessionID]time.Duration), snapshots: make(map[uint64]time.Duration),
 	}
 	l.proposals.init()
+	l.reads.token = rand.Uint64() >> 1 // an answer to an earlier process must not count
 	l.peers.init(l)
 	l.status.Store(&Status{Role: "follower"})
 	l.stopped, l.stop = context.WithCancel(context.Background())
@@ -204,7 +206,7 @@ func (l *Log) Replay(rec journal.Record) error {
 func (l *Log) Observe(c *namespace.Change) {
 	if c.All || slices.Contains(c.Ended, l.session.current()) {
 		l.session.check(l.o.State)
-		l.proposals.settle(l.o.State, l.session.current())
+		l.proposals.settle(l.o.State, l.session.current(), !c.All)
 	}
 }
 
@@ -274,11 +276,19 @@ func (l *Log) successor() uint64 {
 	return best
 }
 
-// do has fn called by the run loop and waits for that. It reports whether it was.
+// do has fn called by the run loop and waits for that. It reports whether it was; if
+// not, it will not be either.
 func (l *Log) do(ctx context.Context, fn func()) bool {
 	done := make(chan struct{})
+	var taken atomic.Bool // by the run loop, or back
+	call := func() {
+		if taken.CompareAndSwap(false, true) {
+			defer close(done)
+			fn()
+		}
+	}
 	select {
-	case l.calls <- func() { fn(); close(done) }:
+	case l.calls <- call:
 	case <-ctx.Done():
 		return false
 	case <-l.stopped.Done():
@@ -288,10 +298,13 @@ func (l *Log) do(ctx context.Context, fn func()) bool {
 	case <-done:
 		return true
 	case <-ctx.Done():
-		return false
 	case <-l.stopped.Done():
+	}
+	if taken.CompareAndSwap(false, true) {
 		return false
 	}
+	<-done
+	return true
 }
 
 // Status returns how the group is.
@@ -315,7 +328,7 @@ func (l *Log) Checkpoint() (journal.Seq, error) {
 	var keep journal.Seq
 	err := error(ErrClosed)
 	work := func() {
-		if base, keep, err = l.store.checkpoint(l.core.position); err == nil {
+		if base, keep, err = l.store.checkpoint(l.core.whole()); err == nil {
 			err = l.o.DB.Set(baseKey(), base, pebble.NoSync)
 		}
 	}

@@ -139,7 +139,7 @@ func (l *Log) keepSession() {
 		if l.session.live() != id {
 			l.session.set(0, 0)
 			l.o.Logger.Warn("this node's session has ended; locks and unsaved changes are lost", "session", id)
-			l.proposals.settle(l.o.State, 0)
+			l.proposals.settle(l.o.State, 0, false)
 			l.o.SessionEnded()
 		}
 	}

@@ -260,12 +260,22 @@ func (w *world) membership() {
 	}
 }
 
+// sync makes durable what a group of one has not synced.
+func (w *world) sync(n *simNode) bool {
+	if !n.guard(func() error { return n.journal.Sync(context.Background()) }) {
+		return false
+	}
+	if n.log.store.alone {
+		w.durable(n)
+	}
+	return true
+}
+
 // join starts a new member. Its number must be durable before it hears of it.
 func (w *world) join(by *simNode, s *slot, id uint64) {
-	if !by.guard(func() error { return by.journal.Sync(context.Background()) }) {
+	if !w.sync(by) {
 		return
 	}
-	w.durable(by)
 	w.note("%d joins on %s", id, s.peer)
 	w.used[id] = true
 	s.id = id
@@ -294,7 +304,7 @@ func (w *world) settle(n *simNode, view *p2p.View) {
 	}
 	switch {
 	case s == w.leaving:
-		if m := view.Member(s.peer); out && m == nil && l.state.View().Member(s.peer) == nil {
+		if m := view.Member(s.peer); out && m == nil && l.state.View().Member(s.peer) == nil && w.sync(l) {
 			w.note("%d is out", s.id)
 			if s.node != nil {
 				s.node.close()

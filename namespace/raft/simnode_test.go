@@ -379,8 +379,8 @@ func (n *simNode) propose(call simCall, ops ...namespace.Op) {
 			return
 		}
 	}
-	entry, refusal, err := n.log.proposals.add(cmd)
-	if err != nil || refusal != nil || entry == nil {
+	entry, full, refusal, err := n.log.proposals.add(cmd)
+	if err != nil || refusal != nil || full != nil {
 		n.w.failf("node %d: command refused: %v, %v", n.id, refusal, err)
 	}
 	call.entry, call.until = entry, n.ticks+20+n.w.rng.IntN(200)
@@ -424,7 +424,7 @@ func (n *simNode) checkpoint() {
 	db := n.index.Pebble()
 	cut := n.w.rng.IntN(12) // 0 and 1 are the moments between
 	n.guard(func() error {
-		base, keep, err := n.log.store.checkpoint(n.log.core.position)
+		base, keep, err := n.log.store.checkpoint(n.log.core.whole())
 		if err != nil {
 			return err
 		}

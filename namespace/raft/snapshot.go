@@ -40,10 +40,12 @@ type exports struct {
 }
 
 type export struct {
-	mu   sync.Mutex
-	e    *namespace.Export
 	peer p2p.PeerID
-	used time.Time
+	used time.Time // under the mutex of exports
+
+	mu     sync.Mutex // never held for longer than a chunk takes to be read
+	e      *namespace.Export
+	closed bool
 }
 
 func (x *exports) close() error {
@@ -53,9 +55,7 @@ func (x *exports) close() error {
 	var errs []error
 	for id, e := range x.open {
 		delete(x.open, id)
-		e.mu.Lock()
-		errs = append(errs, e.e.Close())
-		e.mu.Unlock()
+		errs = append(errs, e.close())
 	}
 	return errors.Join(errs...)
 }
@@ -68,9 +68,7 @@ func (x *exports) drop(peer p2p.PeerID) {
 	for id, e := range x.open {
 		if e.peer == peer || time.Since(e.used) > snapshotPatience {
 			delete(x.open, id)
-			e.mu.Lock()
-			_ = e.e.Close() // of something only read
-			e.mu.Unlock()
+			_ = e.close() // of something only read
 		}
 	}
 }
@@ -97,16 +95,14 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	e := x.open[id]
 	if e != nil && e.peer == from {
 		e.used = time.Now()
-		e.mu.Lock()
-		defer e.mu.Unlock()
 	} else {
 		e = nil
 	}
 	x.mu.Unlock()
 	if e == nil {
-		return nil, errors.New("this snapshot is not offered any more")
+		return nil, errNoExport
 	}
-	chunk, err := e.e.Next(nil)
+	chunk, err := e.next()
 	if err == nil && len(chunk) == 0 {
 		l.do(ctx, func() {
 			delete(l.snapshots, raftID)
@@ -114,6 +110,25 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 		})
 	}
 	return chunk, err
+}
+
+var errNoExport = errors.New("this snapshot is not offered any more")
+
+// next returns the next chunk.
+func (e *export) next() ([]byte, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errNoExport
+	}
+	return e.e.Next(nil)
+}
+
+func (e *export) close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = true
+	return e.e.Close()
 }
 
 // export begins to send the namespace, and returns what the receiver is to know of

@@ -70,10 +70,14 @@ func foundation(id uint64) (base *raftpb.Message, conf *raftpb.ConfState) {
 	}, conf
 }
 
+func newStore(mark func() uint64) *store {
+	return &store{MemoryStorage: raft.NewMemoryStorage(), mark: mark, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}, kept: maxKept}
+}
+
 // openStore reads the base. Feed it the journal's records with replay, then call
 // open.
 func openStore(db *pebble.DB, mark func() uint64) (*store, error) {
-	s := &store{MemoryStorage: raft.NewMemoryStorage(), mark: mark, hard: &raftpb.HardState{}, conf: &raftpb.ConfState{}, kept: maxKept}
+	s := newStore(mark)
 	value, closer, err := db.Get(baseKey())
 	if errors.Is(err, pebble.ErrNotFound) {
 		return s, nil
@@ -129,20 +133,39 @@ func (s *store) append(entries []*raftpb.Entry) error {
 		return nil
 	}
 	first, _ := s.FirstIndex()
-	// A checkpoint may have taken the beginning of a record into the base.
+	// A checkpoint may have taken the beginning of a record into the base. The
+	// log ends with the record all the same: what is there after it is older.
 	for len(entries) > 0 && entries[0].GetIndex() < first {
 		entries = entries[1:]
 	}
 	if len(entries) == 0 {
-		return nil
+		base, err := s.Snapshot()
+		if err != nil {
+			return err
+		}
+		return s.reset(base)
 	}
-	if last, _ := s.LastIndex(); entries[0].GetIndex() > last+1 {
-		return fmt.Errorf("%w: entry %d after entry %d", namespace.ErrCorrupt, entries[0].GetIndex(), last)
+	last, _ := s.LastIndex()
+	from := entries[0].GetIndex()
+	if from > last+1 {
+		return fmt.Errorf("%w: entry %d after entry %d", namespace.ErrCorrupt, from, last)
 	}
-	for _, e := range entries {
-		s.bytes += len(e.GetData())
+	if from <= last { // these are replaced
+		old, err := s.Entries(from, last+1, 1<<62)
+		if err != nil {
+			return err
+		}
+		s.bytes -= size(old)
 	}
+	s.bytes += size(entries)
 	return s.Append(entries)
+}
+
+func size(entries []*raftpb.Entry) (n int) {
+	for _, e := range entries {
+		n += len(e.GetData())
+	}
+	return n
 }
 
 // open ends the replay: it brings the log to where the namespace is, and opens it
@@ -161,7 +184,7 @@ func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) erro
 	}
 	at := state.Position()
 	last, _ := s.LastIndex()
-	if at.Entry > last {
+	if at.Entry > last || !s.leadsTo(at) {
 		// A snapshot was installed, and the process ended before the log said so.
 		snap := &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
 			Index: proto.Uint64(at.Entry), Term: proto.Uint64(at.Term), ConfState: s.conf}}
@@ -175,14 +198,36 @@ func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) erro
 	if at.Commands > 0 && at.Entry == s.applied && !s.whole(at) {
 		s.applied--
 	}
-	if s.hard.GetCommit() > last || s.hard.GetCommit() < s.applied {
-		s.hard = &raftpb.HardState{
-			Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()),
-			Commit: proto.Uint64(max(s.applied, min(s.hard.GetCommit(), last))),
-		}
+	// What is applied, if only in part, is committed.
+	if commit := max(s.applied, min(max(s.hard.GetCommit(), at.Entry), last)); commit != s.hard.GetCommit() {
+		s.hard = &raftpb.HardState{Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()), Commit: &commit}
 	}
 	s.setAlone(id)
+	return s.findChange()
+}
+
+// findChange looks whether the log holds a change of the group that is not applied:
+// then others may have entries already, or soon will.
+func (s *store) findChange() error {
+	last, _ := s.LastIndex()
+	if !s.alone || s.applied >= last {
+		return nil
+	}
+	entries, err := s.Entries(s.applied+1, last+1, 1<<62)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(entries, func(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }) {
+		return s.notAlone()
+	}
 	return nil
+}
+
+// leadsTo reports whether the log has the entry that the namespace is of. It may have
+// another in its place, of a leader that nobody followed.
+func (s *store) leadsTo(at namespace.Position) bool {
+	term, err := s.Term(at.Entry)
+	return err != nil || term == at.Term // compacted, so it had
 }
 
 // whole reports whether all commands of the entry are applied.
@@ -285,9 +330,11 @@ func (s *store) installed(snap *raftpb.Snapshot) error {
 		return err
 	}
 	meta := snap.GetMetadata()
-	s.hard = &raftpb.HardState{
-		Term: proto.Uint64(max(s.hard.GetTerm(), meta.GetTerm())), Vote: proto.Uint64(s.hard.GetVote()), Commit: proto.Uint64(meta.GetIndex()),
+	term, vote := s.hard.GetTerm(), s.hard.GetVote()
+	if term < meta.GetTerm() {
+		term, vote = meta.GetTerm(), 0
 	}
+	s.hard = &raftpb.HardState{Term: &term, Vote: &vote, Commit: proto.Uint64(meta.GetIndex())}
 	if err := s.write(nil, true, snap); err != nil {
 		return err
 	}
@@ -299,6 +346,16 @@ func (s *store) installed(snap *raftpb.Snapshot) error {
 func (s *store) setAlone(id uint64) {
 	c := s.conf
 	s.alone = slices.Equal(c.GetVoters(), []uint64{id}) && len(c.GetLearners())+len(c.GetVotersOutgoing())+len(c.GetLearnersNext()) == 0
+}
+
+// agreed makes durable how far the log is committed, with everything before it. After
+// a change of the group that must not be asked anew: who has left it since does not
+// answer.
+func (s *store) agreed() error {
+	if err := s.write(nil, true, nil); err != nil {
+		return err
+	}
+	return s.journal.Sync(context.Background())
 }
 
 // notAlone makes everything durable, from now on.
