@@ -67,6 +67,8 @@
 // the other places find theirs in the cache of the disk too. What this process has
 // in memory stays.
 //
+// With Options.Cluster several nodes are measured instead; see cluster.go.
+//
 // # How
 //
 // seconds is wall time. Throughput is bytes / seconds. cpuSeconds is user and
@@ -127,6 +129,9 @@ type Options struct {
 	// Size is how many bytes throughput is measured with, and the number of
 	// operations follows from it; default DefaultSize, at least 1 MiB.
 	Size int64
+	// Cluster, unless it is 0, has a cluster of so many nodes measured instead
+	// (cluster.go), 2 to MaxCluster. Size is then DefaultClusterSize by default.
+	Cluster int
 	// Only are names of measurements, or patterns in the syntax of path.Match.
 	// If empty, everything is measured.
 	Only []string
@@ -137,12 +142,19 @@ type Options struct {
 	// Client is the command that runs ServeClient; default this program with
 	// ClientArg.
 	Client []string
+	// Program is the file of the program that runs as a node of a cluster; default
+	// this one.
+	Program string
 	// Logger gets what the node under measurement logs; default nowhere.
 	Logger *slog.Logger
 }
 
 func (o *Options) setDefaults() {
-	o.Size = max(cmp.Or(o.Size, DefaultSize), minSize)
+	size := int64(DefaultSize)
+	if o.Cluster > 0 {
+		size = DefaultClusterSize
+	}
+	o.Size = max(cmp.Or(o.Size, size), minSize)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -150,6 +162,9 @@ func (o *Options) setDefaults() {
 
 // ErrUnknownName says that Options.Only has a pattern that matches no measurement.
 var ErrUnknownName = errors.New("no such measurement")
+
+// ErrClusterSize says that Options.Cluster is out of range.
+var ErrClusterSize = errors.New("a cluster has 2 to 16 nodes")
 
 // measurement is one line of the report.
 type measurement struct {
@@ -177,9 +192,11 @@ func all() []measurement {
 }
 
 // Names returns the names of all measurements in the order in which they run.
-func Names() []string {
+func Names() []string { return namesOf(all()) }
+
+func namesOf(ms []measurement) []string {
 	var names []string
-	for _, m := range all() {
+	for _, m := range ms {
 		names = append(names, m.name)
 	}
 	return names
@@ -187,11 +204,18 @@ func Names() []string {
 
 // Run measures and reports. One measurement that fails does not stop the others:
 // the error that Run returns at the end joins all of theirs, with their names.
-// It returns early if Options.Only is wrong (ErrUnknownName), if there is no
-// space, and when ctx ends. It takes some minutes with DefaultSize.
+// It returns early if Options.Only is wrong (ErrUnknownName) or Options.Cluster is
+// (ErrClusterSize), if there is no space, and when ctx ends. It takes some minutes with DefaultSize.
 func Run(ctx context.Context, o Options) (err error) {
 	o.setDefaults()
-	chosen, err := choose(all(), o.Only)
+	ms := all()
+	if o.Cluster != 0 {
+		if o.Cluster < 2 || o.Cluster > MaxCluster {
+			return fmt.Errorf("%w, not %d", ErrClusterSize, o.Cluster)
+		}
+		ms = clusterPaths(o.Cluster)
+	}
+	chosen, err := choose(ms, o.Only)
 	if err != nil {
 		return err
 	}

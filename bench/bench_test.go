@@ -20,17 +20,6 @@ import (
 	"github.com/cairnfs/cairn/chunker"
 )
 
-// TestMain makes this program usable as its own client.
-func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == ClientArg {
-		if err := ServeClient(os.Stdin, os.Stdout); err != nil {
-			panic(err)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
 const testSize = 4 << 20
 
 func TestEveryMeasurementYieldsOneLine(t *testing.T) {

@@ -35,7 +35,7 @@ type request struct {
 // done is what an operation did.
 type done struct {
 	Bytes, Ops int64   // one of them is 0
-	P50        float64 // seconds; see sample
+	P50, P99   float64 // seconds; see sample
 	Note       string  // what a reader of the figure should know
 }
 

@@ -14,6 +14,8 @@ type sample struct {
 	cpu        float64 // seconds of this process and the client
 	rss        int64   // bytes, highest of this process
 	p50        float64 // seconds that half of the operations do not exceed; 0 if they were not timed one by one
+	p99        float64 // seconds that 99 of 100 operations do not exceed, likewise
+	wire       int64   // bytes that nodes have sent one another
 	note       string
 }
 

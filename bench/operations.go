@@ -71,7 +71,7 @@ func operation(name string) func(request) (done, error) {
 	case opRemoveTree:
 		return removeTree
 	}
-	return nil
+	return clusterOperation(name)
 }
 
 // rawFile is a file descriptor as io.Reader, io.ReaderAt and io.Writer.

@@ -21,15 +21,18 @@ type Result struct {
 	Limit      string  `json:"limit,omitempty"` // the measurement that Ratio compares with
 	Ratio      float64 `json:"ratio,omitempty"`
 
-	P50us  float64            `json:"p50us,omitempty"`  // microseconds
+	P50us  float64            `json:"p50us,omitempty"` // microseconds
+	P99us  float64            `json:"p99us,omitempty"`
 	Ratios map[string]float64 `json:"ratios,omitempty"` // with the same work in other places
-	Note   string             `json:"note,omitempty"`
+
+	WireBytes int64  `json:"wireBytes,omitempty"` // that nodes have sent one another
+	Note      string `json:"note,omitempty"`
 }
 
 func (s sample) result(name string) Result {
 	return Result{
 		Name: name, Bytes: s.bytes, Ops: s.ops, Seconds: s.seconds, CPUSeconds: s.cpu, PeakRSS: s.rss,
-		P50us: s.p50 * 1e6, Note: s.note,
+		P50us: s.p50 * 1e6, P99us: s.p99 * 1e6, WireBytes: s.wire, Note: s.note,
 	}
 }
 
@@ -79,7 +82,7 @@ func (r *reporter) write(res Result) error {
 		return r.json.Encode(res)
 	}
 	if r.lines == 0 {
-		fmt.Fprintf(r.out, "%-21s %14s %14s %10s  %s\n", "", "speed", "CPU", "peak RSS", "compared")
+		fmt.Fprintf(r.out, "%-26s %14s %14s %10s  %s\n", "", "speed", "CPU", "peak RSS", "compared")
 	}
 	r.lines++
 	speed := fmt.Sprintf("%.2f GB/s", float64(res.Bytes)/res.Seconds/1e9)
@@ -91,7 +94,7 @@ func (r *reporter) write(res Result) error {
 	if res.P50us > 0 {
 		speed = fmt.Sprintf("%.2f µs p50", res.P50us)
 	}
-	_, err := fmt.Fprintf(r.out, "%-21s %14s %14s %6d MiB  %s\n", res.Name, speed, cpu, res.PeakRSS>>20, res.remarks())
+	_, err := fmt.Fprintf(r.out, "%-26s %14s %14s %6d MiB  %s\n", res.Name, speed, cpu, res.PeakRSS>>20, res.remarks())
 	return err
 }
 
@@ -104,6 +107,12 @@ func (r *Result) remarks() string {
 	for _, name := range slices.Sorted(maps.Keys(r.Ratios)) {
 		place, _, _ := strings.Cut(name, ".")
 		parts = append(parts, fmt.Sprintf("%4.0f %% of %s", 100*r.Ratios[name], place))
+	}
+	if r.P99us > 0 {
+		parts = append(parts, fmt.Sprintf("%.2f µs p99", r.P99us))
+	}
+	if r.WireBytes > 0 && r.Bytes > 0 {
+		parts = append(parts, fmt.Sprintf("%.3f B on the wire for each", float64(r.WireBytes)/float64(r.Bytes)))
 	}
 	if r.Note != "" {
 		parts = append(parts, r.Note)

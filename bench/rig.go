@@ -24,6 +24,7 @@ type rig struct {
 
 	seed uint64 // of the content made last
 
+	nodes   cluster
 	child   *client
 	node    *node.Node
 	places  map[string]*place

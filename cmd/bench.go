@@ -25,10 +25,18 @@ it, and in a mount of cairn, which is compared with the others. It takes some
 minutes and works on a store of its own, in a directory beside the data directory
 that is removed at the end.
 
+With --cluster it starts so many nodes on this machine instead, which talk over its
+loopback interface, measures what they do together, and compares with one node and
+with a bare stream between two.
+
 Measurements:
 
-` + measurements(bench.Names()),
-		Example: example("cairn bench", "cairn bench --only 'add-*,get' --size 256M --json", "cairn bench --only '*.untar,*.rm'"),
+` + measurements(bench.Names()) + `
+
+Those of a cluster:
+
+` + measurements(bench.ClusterNames()),
+		Example: example("cairn bench", "cairn bench --only 'add-*,get' --size 256M --json", "cairn bench --only '*.untar,*.rm'", "cairn bench --cluster 3"),
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if o.Dir == "" {
@@ -38,9 +46,12 @@ Measurements:
 				}
 				o.Dir = filepath.Dir(dir)
 			}
-			o.Size, o.Out, o.Logger = int64(amount), a.Out, a.logger(a.Err)
+			o.Out, o.Logger = a.Out, a.logger(a.Err)
+			if o.Cluster == 0 || c.Flag("size").Changed {
+				o.Size = int64(amount)
+			}
 			err := bench.Run(c.Context(), o)
-			if errors.Is(err, bench.ErrUnknownName) {
+			if errors.Is(err, bench.ErrUnknownName) || errors.Is(err, bench.ErrClusterSize) {
 				return &usageError{err, c.CommandPath()}
 			}
 			return fail("bench", o.Dir, err)
@@ -50,6 +61,7 @@ Measurements:
 	flags.BoolVar(&o.JSON, "json", false, "print one JSON object a line")
 	flags.StringSliceVar(&o.Only, "only", nil, "measure only these: names or patterns, with commas between")
 	flags.Var(&amount, "size", "bytes to measure throughput with; up to 18 times as much disk space is used")
+	flags.IntVar(&o.Cluster, "cluster", 0, fmt.Sprintf("measure a cluster of `N` nodes instead, 2 to %d; --size is then %d MiB by default", bench.MaxCluster, bench.DefaultClusterSize>>20))
 	flags.StringVar(&o.Dir, "in", "", "directory on the disk to measure (default: that of the data directory)")
 	return c
 }

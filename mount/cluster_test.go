@@ -217,17 +217,6 @@ func (n *node) path(elem ...string) string {
 	return filepath.Join(append([]string{n.mount.Mountpoint()}, elem...)...)
 }
 
-// seesSize waits until the volume of the node, apart from its mount, knows that a
-// file has another size by now. It keeps its own idea of a file until the kernel
-// has given back every handle, which the kernel does some time after a close.
-func (n *node) seesSize(t testing.TB, ino uint64, size int64) {
-	t.Helper()
-	eventually(t, "the volume sees the new size", func() bool {
-		a, err := n.vol.GetAttr(context.Background(), namespace.Ino(ino))
-		return err == nil && a.Size == size
-	})
-}
-
 // idle waits until the kernel has been told of everything.
 func (n *node) idle(t testing.TB) {
 	t.Helper()

@@ -75,10 +75,21 @@ func (fs *fileSystem) setLock(in *fuse.LkIn, lock func(*volume.Handle, volume.Lo
 	}
 	err := lock(h, lockOf(in))
 	if err == nil && in.Lk.Typ != syscall.F_UNLCK && fs.coherent.shared() {
-		// Who held it before may have written on another node.
-		fs.writeBack(in.NodeId, 0, 0)
+		fs.renew(h)
 	}
 	return fs.status("setlk", in.NodeId, "", err)
+}
+
+// renew has the kernel drop what it holds of a file if who held a lock before has
+// written to it on another node.
+func (fs *fileSystem) renew(h *volume.Handle) {
+	version, stale := h.Stale()
+	if !stale {
+		fs.forgetAttr(uint64(h.Ino()))
+		return
+	}
+	fs.writeBack(uint64(h.Ino()), 0, 0)
+	h.Dropped(version)
 }
 
 func lockOf(in *fuse.LkIn) volume.Lock {

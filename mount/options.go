@@ -9,9 +9,10 @@
 // of NFS survive a restart. The kernel checks permissions (default_permissions)
 // and applies the umask.
 //
-// Caches: one kernel is the only writer of a volume, and it updates its own
-// caches as it writes. Names, absent names, attributes and pages are therefore
-// kept by the kernel for long.
+// Caches: of a volume that is not shared one kernel is the only writer, and it
+// updates its own caches as it writes. Names, absent names, attributes and pages
+// are therefore kept by the kernel for long. Of a shared volume it is told what
+// other nodes change (see coherence).
 //
 // Mounting works on Linux. On other systems the package builds, and Mount fails
 // with ErrUnsupported.

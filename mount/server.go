@@ -38,7 +38,7 @@ const (
 //     the setgid bit goes;
 //   - a node id is good for ever (see Lookup of "."), as NFS and
 //     open_by_handle_at need;
-//   - files with direct I/O can be mapped as well: nobody but this kernel writes.
+//   - files with direct I/O can be mapped as well.
 const capabilities = fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_NO_OPENDIR_SUPPORT |
 	fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT | fuse.CAP_EXPORT_SUPPORT |
 	fuse.CAP_DIRECT_IO_ALLOW_MMAP

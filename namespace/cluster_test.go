@@ -271,6 +271,24 @@ func TestOneWrongClockDoesNotMoveLogTime(t *testing.T) {
 	}
 }
 
+// A clock that was not believed may be when its command is repeated, but that changes
+// nothing.
+func TestARepeatedCommandDoesNotMoveTheTimeIndex(t *testing.T) {
+	f := newCluster(t)
+	f.do(&Redeem{Invite: InviteID{1}, Member: storageMember("b")})
+	a, b := f.open("a"), f.open("b")
+	start, year := f.now, 365*24*3600*second
+	f.now = start + year
+	f.as(a, 1, 0, &SetAttr{Ino: RootIno})
+	f.now = start
+	f.do(&EndSession{Session: b})
+	f.now = start + year
+	f.as(a, 1, 0, &SetAttr{Ino: RootIno})
+	f.now = start + 120*second
+	f.as(a, 2, 0, &SetAttr{Ino: RootIno})
+	f.check()
+}
+
 func TestObserversAreToldWhatChanged(t *testing.T) {
 	f := newCluster(t)
 	f.do(&Redeem{Invite: InviteID{1}, Member: storageMember("b")})

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"testing"
@@ -133,7 +134,9 @@ func TestNoNamespaceIsSentInTheMiddleOfAnEntry(t *testing.T) {
 			t.Errorf("after %d of 2 commands: %v", i, err)
 		}
 		if err == nil {
-			err = e.Close()
+			if err := e.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
@@ -314,6 +317,79 @@ func TestWhatIsProposedAgainKeepsItsOrder(t *testing.T) {
 	}, 3)
 	if seen != 50 {
 		t.Errorf("%d commands are proposed again", seen)
+	}
+}
+
+func TestOnlyAnswersToTheQuestionCount(t *testing.T) {
+	r := &reads{token: 1000}
+	token := func(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+	ask := func([]byte) {}
+	first, err := r.join()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.send(ask, 1)
+	for _, old := range []uint64{7, 1000, 1002, 1 << 62} { // of before, or of another process
+		r.answered(token(old), 0)
+	}
+	r.reached(9)
+	r.send(ask, 1+againTicks)
+	r.answered(token(1001), 10)
+	r.reached(9)
+	select {
+	case <-first.done:
+		t.Fatal("the read is answered before it is applied, or by another's answer")
+	default:
+	}
+	second, err := r.join()
+	if err != nil || second == first {
+		t.Fatal("who asks later shares the earlier answer", err)
+	}
+	r.send(ask, 9)
+	r.answered(token(1002), 0) // the first question, asked again
+	r.reached(10)
+	select {
+	case <-second.done:
+		t.Fatal("the second question has the answer of the first")
+	default:
+	}
+	<-first.done
+	r.answered(token(1003), 10)
+	r.reached(10)
+	<-second.done
+}
+
+// The second copy ends the session that the first has opened.
+func TestOfASessionOpenedTwiceTheLaterIsUsed(t *testing.T) {
+	for copies := 1; copies <= 3; copies++ {
+		for lost := range copies {
+			u, p := lonely(t)
+			cmd := &namespace.Command{Time: 5, Ops: []namespace.Op{&namespace.OpenSession{Peer: peerName(1)}}}
+			e, _, _, err := p.add(cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tick := 0
+			sent := func([]byte) bool { return true }
+			for range copies {
+				p.send(sent, tick)
+				tick += resendTicks
+			}
+			for range copies - lost {
+				p.applied(cmd, e.encoded, u.do(cmd))
+			}
+			if lost > 0 {
+				p.send(sent, tick)
+			}
+			select {
+			case o := <-e.done:
+				if u.state.MemberOf(namespace.SessionID(o.res.Index)) == "" {
+					t.Errorf("%d copies, %d of them lost: the session has ended already", copies, lost)
+				}
+			default:
+				t.Errorf("%d copies, %d of them lost: no answer", copies, lost)
+			}
+		}
 	}
 }
 

@@ -99,6 +99,7 @@ func (d *disk) close() error { return errors.Join(d.journal.Close(), d.index.Clo
 type group struct {
 	t   testing.TB
 	net *memnet.Network
+	ttl time.Duration // of sessions
 
 	mu    sync.Mutex
 	nodes map[uint64]*member
@@ -115,7 +116,7 @@ type member struct {
 }
 
 func newGroup(t testing.TB) *group {
-	g := &group{t: t, net: memnet.New(), nodes: make(map[uint64]*member)}
+	g := &group{t: t, net: memnet.New(), ttl: 3 * time.Second, nodes: make(map[uint64]*member)}
 	t.Cleanup(func() {
 		for _, id := range []uint64{1, 2, 3, 4, 5, 6, 7} {
 			if m := g.node(id); m != nil {
@@ -156,7 +157,7 @@ func (m *member) run(records []journal.Record) *member {
 	m.log, err = Open(Options{
 		ID: m.id, State: m.state, DB: m.index.Pebble(), Journal: m.journal, Mark: func() uint64 { return 0 },
 		Transport: g.net.Join(peerName(m.id)), Liveness: alive{}, FS: m.fs, Dir: "", Logger: testLogger(t, fmt.Sprint(m.id)),
-		Tick: 20 * time.Millisecond, TTL: 3 * time.Second, Timeout: 20 * time.Second,
+		Tick: 10 * time.Millisecond, TTL: g.ttl, Timeout: 20 * time.Second,
 		SessionEnded: func() { g.mu.Lock(); m.ends++; g.mu.Unlock() },
 		Failed:       func(err error) { g.mu.Lock(); m.fail = err; g.mu.Unlock() },
 	})

@@ -13,6 +13,7 @@ import (
 )
 
 func TestAGroupGrowsAndAgrees(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
 	a := g.found()
 	a.must(mkdir("one"))
@@ -38,6 +39,7 @@ func TestAGroupGrowsAndAgrees(t *testing.T) {
 }
 
 func TestWhatWasAcknowledgedIsSeenAfterABarrier(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
 	a := g.found()
 	b := a.join(p2p.RoleStorage)
@@ -58,6 +60,7 @@ func TestWhatWasAcknowledgedIsSeenAfterABarrier(t *testing.T) {
 }
 
 func TestTheGroupGoesOnWithoutItsLeader(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
 	a := g.found()
 	b := a.join(p2p.RoleStorage)
@@ -108,7 +111,9 @@ func TestTheGroupGoesOnWithoutItsLeader(t *testing.T) {
 }
 
 func TestAMinorityRefusesAndLosesItsSession(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
+	g.ttl = time.Second
 	a := g.found()
 	b := a.join(p2p.RoleStorage)
 	c := a.join(p2p.RoleStorage)
@@ -150,6 +155,7 @@ func TestAMinorityRefusesAndLosesItsSession(t *testing.T) {
 
 // A retry never applies twice, whatever the network does to the messages.
 func TestEachCommandIsCarriedOutOnceOverABadNetwork(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
 	a := g.found()
 	b := a.join(p2p.RoleStorage)
@@ -196,6 +202,7 @@ func TestEachCommandIsCarriedOutOnceOverABadNetwork(t *testing.T) {
 }
 
 func TestALaggingNodeGetsTheWholeNamespace(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
 	a := g.found()
 	b := a.join(p2p.RoleStorage)
@@ -236,6 +243,7 @@ func TestALaggingNodeGetsTheWholeNamespace(t *testing.T) {
 }
 
 func TestLeadershipIsHandedOverAtShutdown(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
 	a := g.found()
 	a.join(p2p.RoleStorage)
@@ -250,6 +258,7 @@ func TestLeadershipIsHandedOverAtShutdown(t *testing.T) {
 }
 
 func TestVotersThatAreGoneAreReplaced(t *testing.T) {
+	t.Parallel()
 	g := newGroup(t)
 	a := g.found()
 	for range 3 {

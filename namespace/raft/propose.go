@@ -43,6 +43,12 @@ type proposal struct {
 	sent    int  // tick
 	queued  bool // is in the queue
 	done    chan outcome
+
+	// Of one without a session each copy is carried out, and a session that the
+	// first opens is ended by the second. So it is the last that counts.
+	copies int // proposed
+	seen   int // applied
+	last   *outcome
 }
 
 type outcome struct {
@@ -172,7 +178,11 @@ func (p *proposals) remove(e *proposal) {
 func (p *proposals) send(propose func([]byte) bool, tick int) {
 	p.mu.Lock()
 	for _, e := range p.bare {
-		if !e.queued && tick-e.sent >= resendTicks {
+		switch {
+		case e.queued || tick-e.sent < resendTicks:
+		case e.last != nil:
+			e.answer(*e.last) // the other copies are lost
+		default:
 			e.queued = true
 			p.queue = append(p.queue, e)
 		}
@@ -201,8 +211,10 @@ func (p *proposals) send(propose func([]byte) bool, tick int) {
 		for _, e := range queue[:n] {
 			e.queued = false
 			e.sent = tick
+			e.copies++
 			if !ok {
 				e.sent = tick - resendTicks + 2
+				e.copies--
 			}
 		}
 		p.mu.Unlock()
@@ -226,14 +238,18 @@ func (p *proposals) resend() {
 func (p *proposals) applied(cmd *namespace.Command, encoded []byte, res namespace.Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var e *proposal
-	if cmd.Session == 0 {
-		e = p.bare[string(encoded)]
-	} else if cmd.Session == p.session {
-		e = p.open[p.first+cmd.Seq-1]
-	}
-	if e != nil {
-		e.answer(outcome{res: res})
+	switch {
+	case cmd.Session == 0:
+		if e := p.bare[string(encoded)]; e != nil {
+			e.last = &outcome{res: res}
+			if e.seen++; e.seen >= e.copies {
+				e.answer(*e.last)
+			}
+		}
+	case cmd.Session == p.session:
+		if e := p.open[p.first+cmd.Seq-1]; e != nil {
+			e.answer(outcome{res: res})
+		}
 	}
 }
 

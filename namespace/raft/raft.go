@@ -263,13 +263,16 @@ func (l *Log) handOver() {
 	}
 }
 
-// successor returns the voter that is furthest and active, 0 if there is none or
+// successor returns the active voter that is furthest, of those the first, 0 if there is none or
 // this node does not lead.
 func (l *Log) successor() uint64 {
 	best, match := uint64(0), uint64(0)
 	s := l.core.rn.Status()
 	for id, p := range s.Progress {
-		if id != l.o.ID && !p.IsLearner && p.RecentActive && p.Match >= match {
+		if id == l.o.ID || p.IsLearner || !p.RecentActive {
+			continue
+		}
+		if best == 0 || p.Match > match || p.Match == match && id < best {
 			best, match = id, p.Match
 		}
 	}

@@ -21,7 +21,7 @@ const againTicks = 3
 // reads are the Barriers that are waited for.
 type reads struct {
 	mu    sync.Mutex
-	token uint64
+	token uint64 // begins anywhere, so that processes of a node have different ones
 	asked *round // the question under way
 	sent  int    // tick
 	next  *round
@@ -114,7 +114,11 @@ func (r *reads) send(ask func([]byte), tick int) {
 func (r *reads) answered(token []byte, index uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(token) != 8 || r.asked == nil || binary.BigEndian.Uint64(token) < r.asked.first {
+	if len(token) != 8 || r.asked == nil {
+		return
+	}
+	// An answer to an earlier round, or to a process before this one, is too old.
+	if t := binary.BigEndian.Uint64(token); t < r.asked.first || t > r.token {
 		return
 	}
 	r.silent = false

@@ -17,8 +17,8 @@ import (
 
 var (
 	seedFlag  = flag.Int64("seed", -1, "simulate this one seed")
-	seedsFlag = flag.Int64("seeds", 60, "simulate so many seeds, from 1 on")
-	stepsFlag = flag.Int("steps", 600, "steps of a simulation before all is healed")
+	seedsFlag = flag.Int64("seeds", usualSeeds, "simulate so many seeds, from 1 on")
+	stepsFlag = flag.Int("steps", 400, "steps of a simulation before all is healed")
 )
 
 // deterministic has raft draw the length of elections from a seed. It must not be

@@ -304,7 +304,8 @@ func (w *world) settle(n *simNode, view *p2p.View) {
 	}
 	switch {
 	case s == w.leaving:
-		if m := view.Member(s.peer); out && m == nil && l.state.View().Member(s.peer) == nil && w.sync(l) {
+		gone := func(v *p2p.View) bool { m := v.Member(s.peer); return m == nil || m.Raft != s.id }
+		if out && gone(view) && gone(l.state.View()) && w.sync(l) {
 			w.note("%d is out", s.id)
 			if s.node != nil {
 				s.node.close()

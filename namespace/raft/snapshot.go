@@ -89,7 +89,14 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	x := &l.exports
 	id := binary.BigEndian.Uint64(req[1:])
 	if id == 0 {
-		return l.newExport(ctx, from)
+		answer, err := l.newExport(ctx, from)
+		if err != nil { // it is offered again soon
+			l.do(ctx, func() {
+				delete(l.snapshots, raftID)
+				l.core.rn.ReportSnapshot(raftID, raft.SnapshotFailure)
+			})
+		}
+		return answer, err
 	}
 	x.mu.Lock()
 	e := x.open[id]
@@ -104,6 +111,7 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	}
 	chunk, err := e.next()
 	if err == nil && len(chunk) == 0 {
+		x.drop(from)
 		l.do(ctx, func() {
 			delete(l.snapshots, raftID)
 			l.core.rn.ReportSnapshot(raftID, raft.SnapshotFinish)
@@ -143,6 +151,9 @@ func (l *Log) export() (*namespace.Export, *raftpb.Message, error) {
 		return nil, nil, err
 	}
 	group, err := e.Group()
+	if err == nil && len(group) == 0 {
+		err = errors.New("this node has no names yet")
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, e.Close())
 	}

@@ -122,6 +122,7 @@ func (r *Replica) fetchMany(cl *cluster, p *peer, b *batch) {
 		}
 		ctx, cancel := context.WithTimeout(r.ctx, prefetchTimeout)
 		defer cancel()
+		var came group
 		err := p.GetMany(ctx, b.cids, func(c cas.CID, block cas.Block, err error) error {
 			if err != nil {
 				r.blame(attempt{p: p, err: err}, &failures{of: make(map[*peer]bool)})
@@ -130,7 +131,9 @@ func (r *Replica) fetchMany(cl *cluster, p *peer, b *batch) {
 			}
 			fl := b.flights[n]
 			n++
-			r.flights.land(c, fl, block, err)
+			if asked := r.flights.land(c, fl, block, err); err == nil {
+				r.recent.add(&came, block, asked)
+			}
 			return nil
 		})
 		switch {

@@ -27,6 +27,7 @@ type flights struct {
 type flight struct {
 	done  chan struct{} // closed when block or err is set
 	bulk  bool          // with others, by Prefetch, from one peer only
+	asked bool          // somebody waits for it; mu of flights
 	block cas.Block
 	err   error
 }
@@ -38,6 +39,7 @@ func (f *flights) join(c cas.CID, bulk bool) (_ *flight, lead bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl := f.m[c]; fl != nil {
+		fl.asked = fl.asked || !bulk
 		return fl, false
 	}
 	fl := &flight{done: make(chan struct{}), bulk: bulk}
@@ -45,21 +47,26 @@ func (f *flights) join(c cas.CID, bulk bool) (_ *flight, lead bool) {
 	return fl, true
 }
 
-func (f *flights) land(c cas.CID, fl *flight, b cas.Block, err error) {
+// land hands out a block, or why there is none, and returns whether anybody asked.
+func (f *flights) land(c cas.CID, fl *flight, b cas.Block, err error) (asked bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.m, c)
 	fl.block, fl.err = b, err
 	close(fl.done)
+	return fl.asked
 }
 
 // Get returns the block from here, or else from whoever has it. What was fetched is
 // kept: in the local store if this node owns it or its own copy was damaged,
-// otherwise in the cache.
+// otherwise in the cache. What Prefetch has just brought is still in memory.
 //
 // When no node that answers has the block, the error is cas.ErrNotFound, and
 // p2p.ErrUnreachable as well if some did not answer.
 func (r *Replica) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
+	if b, ok := r.recent.take(c); ok && ctx.Err() == nil {
+		return b, nil
+	}
 	b, localErr := r.o.Local.Get(ctx, c, buf)
 	cl := r.shared()
 	if localErr == nil || cl == nil || !c.Defined() || ctx.Err() != nil {

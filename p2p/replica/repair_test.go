@@ -41,6 +41,30 @@ func TestANodeThatJoinsIsFilled(t *testing.T) {
 	})
 }
 
+func TestBeingToldOfTheSameMembersAgainBeginsNoPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 3, 2, Options{})
+		defer c.close()
+		put(t, c.nodes[0], someBlocks(t, 100, 200)...)
+		syncAll(t, c.nodes[0])
+		time.Sleep(time.Minute)
+		passes := func() int64 {
+			p := &c.nodes[0].repair
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.passes
+		}
+		before := passes()
+		for range 30 {
+			c.nodes[0].SetView(c.view)
+			time.Sleep(2 * time.Second)
+		}
+		if n := passes() - before; n != 0 || before == 0 || !c.nodes[0].Status().PassDone {
+			t.Errorf("%d passes, and %d more; %+v", before, n, c.nodes[0].Status())
+		}
+	})
+}
+
 func TestANodeThatLostItsDiskIsFilledWhenItComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := start(t, 3, 3, Options{})

@@ -107,6 +107,7 @@ type Replica struct {
 	queue   queue
 	repair  repair
 	reads   prefetches
+	recent  recent
 
 	ctx         context.Context // ends with Close
 	cancel      context.CancelFunc
@@ -158,12 +159,17 @@ func New(o Options) *Replica {
 	r.queue.init()
 	r.repair.init(o.RepairRate)
 	r.reads.init()
+	r.recent.init()
 	return r
 }
 
 // SetView takes over another epoch of the membership and has repair look at all
-// blocks. Views that are older than the one in use are ignored.
+// blocks. Views that are not newer than the one in use are ignored, so that it may be
+// told of the same one again and again.
 func (r *Replica) SetView(v p2p.View) {
+	if old := r.cluster.Load(); old != nil && old.epoch >= v.Epoch {
+		return
+	}
 	c := &cluster{epoch: v.Epoch, table: placement.New(v), alone: true}
 	for i := range v.Members {
 		m := &v.Members[i]
@@ -187,7 +193,7 @@ func (r *Replica) SetView(v p2p.View) {
 	c.need = max(0, c.need)
 	for {
 		old := r.cluster.Load()
-		if old != nil && old.epoch > c.epoch {
+		if old != nil && old.epoch >= c.epoch {
 			return
 		}
 		if r.cluster.CompareAndSwap(old, c) {
