@@ -12,11 +12,17 @@ import (
 
 // Check verifies, in this order, that stored blocks have the right bytes, that the
 // namespace agrees with itself, and that all blocks which files and pins refer to
-// are there. It runs beside other work. What bad is told about the namespace has
+// are there; on a member of a cluster that is on this node or, durably, on another.
+// It runs beside other work. What bad is told about the namespace has
 // no CID. It needs some 60 bytes of memory for each inner node of a file.
 func (n *Node) Check(ctx context.Context, bad func(cas.CID, error) error) error {
-	c := &checker{n: n, bad: bad, seen: make(map[cas.CID]bool)}
-	err := n.blocks.Check(ctx, func(cid cas.CID, err error) { c.report(cid, err) })
+	c := &checker{n: n, bad: bad, seen: make(map[cas.CID]bool), alone: n.cluster.Load() == nil}
+	clustered, err := n.clustered()
+	if err != nil {
+		return err
+	}
+	c.part = c.alone && clustered
+	err = n.blocks.Check(ctx, func(cid cas.CID, err error) { c.report(cid, err) })
 	if err = errors.Join(err, c.failed); err != nil {
 		return err
 	}
@@ -36,6 +42,8 @@ func (n *Node) Check(ctx context.Context, bad func(cas.CID, error) error) error 
 // checker is one run of Check.
 type checker struct {
 	n      *Node
+	alone  bool // no other node can be asked
+	part   bool // and others have what this node has not
 	bad    func(cas.CID, error) error
 	failed error            // of bad
 	seen   map[cas.CID]bool // nodes that were looked at, and whatever was reported
@@ -107,8 +115,10 @@ func (c *checker) tree(ctx context.Context, root cas.CID) error {
 		if c.seen[cid] {
 			continue
 		}
-		links, err := manifest.Links(ctx, c.n.blocks, cid)
+		links, err := manifest.Links(ctx, &c.n.stores, cid)
 		switch {
+		case c.part && errors.Is(err, cas.ErrNotFound):
+			c.seen[cid] = true
 		case err == nil:
 			c.seen[cid] = true
 			todo = append(todo, links...)
@@ -130,9 +140,25 @@ func (c *checker) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !c.alone {
+		leaves := c.leaves[:0]
+		for i, cid := range c.leaves {
+			if !has[i] {
+				leaves = append(leaves, cid)
+			}
+		}
+		c.leaves = leaves
+		if has, err = c.n.stores.Has(ctx, leaves...); err != nil {
+			return err
+		}
+	}
 	for i, cid := range c.leaves {
-		if !has[i] {
-			c.report(cid, cas.ErrNotFound)
+		if has[i] || c.part {
+			continue
+		}
+		// Its owners have not got it yet, but another node may.
+		if _, err := c.n.stores.Get(ctx, cid, nil); err != nil {
+			c.report(cid, err)
 		}
 	}
 	c.leaves = c.leaves[:0]

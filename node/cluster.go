@@ -352,6 +352,25 @@ func (n *Node) awaitNames(ctx context.Context) error {
 	return nil
 }
 
+// awaitSession waits until the node has a session, without which files are neither
+// written nor locked. Where no majority answers it is not waited for: what is here
+// can be read.
+func (c *cluster) awaitSession(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, sessionPatience)
+	defer cancel()
+	for c.group.Session() == 0 {
+		select {
+		case <-ctx.Done():
+			c.log.Warn("no majority of the cluster's voters answers yet: files can be read, as they were when they were last seen here, and not be changed")
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// sessionPatience is how long the start of a node waits for a session.
+const sessionPatience = 5 * time.Second
+
 // namesPatience is how long a node that has just joined waits for the names.
 const namesPatience = 60 * time.Second
 

@@ -41,6 +41,7 @@ func (n *Node) found(ctx context.Context) (err error) {
 		return errors.Join(err, c.close())
 	}
 	c.start(ctx)
+	c.awaitSession(ctx)
 	n.volume.Share(c.group)
 	return nil
 }

@@ -91,6 +91,9 @@ func TestADrainedNodeCanBeRemovedWithoutLoss(t *testing.T) {
 		t.Errorf("peers do not say that it is drained:\n%s", out)
 	}
 	all.check(t, leaving)
+	for _, n := range r.nodes {
+		n.must("check")
+	}
 	rest[0].must("peers", "remove", leaving.name)
 	if err := leaving.awaitEnd(); err == nil {
 		t.Error("a node that was removed ended as if all were well")
@@ -107,6 +110,16 @@ func TestADrainedNodeCanBeRemovedWithoutLoss(t *testing.T) {
 			t.Errorf("%s still knows it:\n%s", n.name, out)
 		}
 	}
+	// What another node has is missed by one that is alone for good, and not by
+	// one that does not run.
+	kill(rest[1])
+	if out := rest[1].must("check"); !strings.Contains(out, "as they should be") {
+		t.Error(out)
+	}
+	if out, _, code := rest[0].run("check"); code != 4 || !strings.Contains(out, "did not answer") {
+		t.Errorf("check without the only other node: exit code %d: %s", code, out)
+	}
+	rest[1].mount()
 	r.nodes = rest
 	r.awaitVoters(2)
 }

@@ -101,7 +101,7 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 	full.wipe()
 	ok(t, os.MkdirAll(full.dir, 0o700))
 	ok(t, os.WriteFile(filepath.Join(full.dir, "mine"), []byte("x"), 0o644))
-	if _, errs, code := full.run("join", "--listen", full.listen, a.invite()); code != 1 || !strings.Contains(errs, "empty") {
+	if _, errs, code := full.run("join", "--listen", full.listen, a.invite()); code != 1 || !strings.Contains(errs, "other files") {
 		t.Errorf("join with somebody's files: exit code %d: %s", code, errs)
 	}
 
@@ -152,8 +152,5 @@ func TestARemovedNodeIsNotLetInAgain(t *testing.T) {
 		if _, err := os.ReadFile(gone.path("later")); err == nil {
 			t.Error("a removed node sees what came later")
 		}
-	}
-	if log := r.nodes[0].log() + r.nodes[1].log(); !strings.Contains(log, "refused") {
-		t.Error("the members do not log that they refused it")
 	}
 }
