@@ -45,9 +45,9 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 		here        []string // on stderr
 		there       string   // in the log of the member
 	}{
-		{"no token", "hello", 2, []string{"token"}, ""},
-		{"mistyped", string(mistyped), 2, []string{"token"}, ""},
-		{"cut off", good[:len(good)/2], 2, []string{"token"}, ""},
+		{"no token", "hello", 2, []string{"not an invitation"}, ""},
+		{"mistyped", string(mistyped), 2, []string{"changed on its way"}, ""},
+		{"cut off", good[:len(good)/2], 2, []string{"incomplete"}, ""},
 		{"expired", expired, 1, []string{"refused", "expired", "cairn invite"}, "expired"},
 		{"revoked", revoked, 1, []string{"refused", "invitation"}, "invitation"},
 		{"used", used, 1, []string{"refused", "used"}, "used"},
@@ -77,6 +77,7 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 	// After all that, the right token works.
 	joiner.mount("--join", good)
 	joiner.writable()
+	r.awaitVoters(3, a, joiner)
 
 	// A store cannot become another's.
 	full := r.nodes[4]

@@ -124,13 +124,16 @@ func (r *rig) leader(among ...*node) *node {
 	return leader
 }
 
-// awaitVoters waits until so many nodes order changes.
-func (r *rig) awaitVoters(want int) {
+// awaitVoters waits until so many nodes order changes, as two of them say.
+func (r *rig) awaitVoters(want int, say ...*node) {
 	r.t.Helper()
+	if say == nil {
+		say = r.nodes[:2]
+	}
 	took := eventually(r.t, settleTime, fmt.Sprint(want, " voters"), func() error {
 		// Of itself a node does not say whether it votes.
 		votes := map[string]bool{}
-		for _, n := range r.nodes[:2] {
+		for _, n := range say {
 			s, err := n.tryStatus()
 			if err != nil {
 				return err

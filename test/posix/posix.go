@@ -25,6 +25,9 @@ type Traits struct {
 	// HoleSize is the size and alignment, in bytes, from which on SEEK_HOLE
 	// must report a hole. Smaller ones may count as data.
 	HoleSize int64
+	// HoleEdge is how many bytes of a hole, at most, SEEK_HOLE and SEEK_DATA may
+	// take for data where it begins and where it ends.
+	HoleEdge int64
 	// Reserves says that fallocate raises st_blocks at once.
 	Reserves bool
 	// ZeroRange says that fallocate knows FALLOC_FL_ZERO_RANGE. Otherwise it

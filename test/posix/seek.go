@@ -71,6 +71,21 @@ func (c *check) seeks(fd int, from int64, whence int, want int64) {
 	equal(c, name+" from an offset", got, want)
 }
 
+// seeksNear is seeks for the place where a hole ends, which may come earlier, or
+// begins, which may come later.
+func (c *check) seeksNear(fd int, from int64, whence int, want int64) {
+	c.Helper()
+	got, err := unix.Seek(fd, from, whence)
+	c.ok(err)
+	low, high := want, want+c.traits.HoleEdge
+	if whence == unix.SEEK_DATA {
+		low, high = want-c.traits.HoleEdge, want
+	}
+	if got < low || got > high {
+		c.Errorf("from %d, %v: %d, want %d to %d", from, map[int]string{unix.SEEK_DATA: "data", unix.SEEK_HOLE: "hole"}[whence], got, low, high)
+	}
+}
+
 func seekData(r *rules) {
 	r.rule("a file of data has its hole at the end", func(c *check) {
 		const size = 300001
@@ -139,7 +154,7 @@ func seekHoles(r *rules) {
 		}
 	})
 	r.rule("holes of the size and alignment that counts are found", func(c *check) {
-		unit := c.unit()
+		unit, edge := c.unit(), c.traits.HoleEdge
 		fd := c.open(c.path("file"), unix.O_CREAT|unix.O_RDWR)
 		block := patterned(int(unit))
 		c.write(fd, block, 2*unit)
@@ -150,12 +165,12 @@ func seekHoles(r *rules) {
 				c.ok(unix.Fsync(fd))
 			}
 			c.seeks(fd, 0, unix.SEEK_HOLE, 0)
-			c.seeks(fd, 0, unix.SEEK_DATA, 2*unit)
-			c.seeks(fd, 2*unit, unix.SEEK_HOLE, 3*unit)
-			c.seeks(fd, 3*unit, unix.SEEK_DATA, 5*unit)
+			c.seeksNear(fd, 0, unix.SEEK_DATA, 2*unit)
+			c.seeksNear(fd, 2*unit, unix.SEEK_HOLE, 3*unit)
+			c.seeksNear(fd, 3*unit+edge, unix.SEEK_DATA, 5*unit)
 			c.seeks(fd, 4*unit, unix.SEEK_HOLE, 4*unit)
-			c.seeks(fd, 5*unit, unix.SEEK_HOLE, 6*unit)
-			_, err := unix.Seek(fd, 6*unit, unix.SEEK_DATA)
+			c.seeksNear(fd, 5*unit, unix.SEEK_HOLE, 6*unit)
+			_, err := unix.Seek(fd, 6*unit+edge, unix.SEEK_DATA)
 			c.want(unix.ENXIO, err)
 		}
 	})
@@ -180,8 +195,8 @@ func seekPunched(r *rules) {
 			if synced {
 				c.ok(unix.Fsync(fd))
 			}
-			c.seeks(fd, 0, unix.SEEK_HOLE, 2*unit)
-			c.seeks(fd, 2*unit, unix.SEEK_DATA, 5*unit)
+			c.seeksNear(fd, 0, unix.SEEK_HOLE, 2*unit)
+			c.seeksNear(fd, 2*unit+c.traits.HoleEdge, unix.SEEK_DATA, 5*unit)
 			c.seeks(fd, 5*unit, unix.SEEK_HOLE, 8*unit)
 		}
 	})
