@@ -204,6 +204,14 @@ func TestAMemberThatIsRemovedStops(t *testing.T) {
 	if _, err := c.cluster.Load().host.Call(ctx, a.cluster.Load().self, protocolInfo); err == nil {
 		t.Error("who was removed is still answered")
 	}
+	select {
+	case err := <-c.Failed():
+		if !errors.Is(err, ErrRemoved) {
+			t.Errorf("who was removed says %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("who was removed does not notice")
+	}
 	c.index = nil // as it has no cluster, it could not close in order
 	_ = c.cluster.Load().close()
 	_ = c.release()

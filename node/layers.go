@@ -145,7 +145,10 @@ func (n *Node) startCluster(ctx context.Context) error {
 		return err
 	}
 	c.start(ctx)
-	return n.awaitNames(ctx)
+	if err := n.awaitNames(ctx); err != nil {
+		return errors.Join(err, n.volume.Close(context.WithoutCancel(ctx)))
+	}
+	return nil
 }
 
 // ownRoot is the first command of a new store: the root directory belongs to
