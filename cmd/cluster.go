@@ -109,22 +109,47 @@ only what it has read.`,
 
 func (a *app) joinCmd() *cobra.Command {
 	var o node.JoinOptions
+	var id bool
 	c := &cobra.Command{
 		Use:     "join TOKEN",
 		GroupID: groupCluster,
 		Short:   "Become a member of a cluster",
 		Long: `Join makes the data directory, which must be empty, that of a member of the
 cluster that the token is of. It returns when that is done; "cairn mount" or
-"cairn serve" then runs the node. TOKEN may be - to read it from stdin.`,
+"cairn serve" then runs the node. TOKEN may be - to read it from stdin. With --id it
+prints the id that this node will have, for "cairn invite --peer ID".`,
 		Example: example("cairn join cairn1-AQ…", "ssh first cairn invite | cairn join -"),
-		Args:    cobra.ExactArgs(1),
+		Args: func(c *cobra.Command, args []string) error {
+			if id {
+				return cobra.NoArgs(c, args)
+			}
+			return cobra.ExactArgs(1)(c, args)
+		},
 		RunE: func(c *cobra.Command, args []string) error {
+			if id {
+				return a.identity()
+			}
 			return a.join(c.Context(), args[0], o)
 		},
 	}
 	c.Flags().StringVar(&o.Listen, "listen", "", "`HOST:PORT` that the node will listen on (default "+node.DefaultListen+")")
 	c.Flags().StringVar(&o.Name, "name", "", "what to call this node (default: the name of the host)")
+	c.Flags().BoolVar(&id, "id", false, "print the id that the node will have, and do nothing else")
 	return c
+}
+
+// identity prints the peer id of this node.
+func (a *app) identity() error {
+	dir, err := a.dir()
+	if err != nil {
+		return err
+	}
+	id, err := node.Identity(dir, a.logger(a.Err))
+	if err != nil {
+		return fail("join", dir, err)
+	}
+	_, err = fmt.Fprintln(a.Out, id)
+	return err
 }
 
 // maxToken bounds what is read of a token.

@@ -114,9 +114,25 @@ mount.cairn the program mounts for mount(8) and /etc/fstab.
 func (m *mounter) background() bool { return m.readyFD > 0 }
 
 // run mounts and serves until the mount ends.
-func (m *mounter) run(ctx context.Context) (err error) {
-	// From here on signals end the mount in order; a second one must not
-	// kill the process.
+func (m *mounter) run(ctx context.Context) error {
+	return m.withNode(ctx, func(n *node.Node, signals <-chan os.Signal) error {
+		srv, err := mount.Mount(ctx, n.Volume(), m.options.Options)
+		if err != nil {
+			return err // says what and where by itself
+		}
+		defer n.Mounted(srv.Mountpoint())()
+		if err := m.ready(srv.Mountpoint()); err != nil {
+			return errors.Join(err, srv.Unmount())
+		}
+		return m.serve(srv, n, signals)
+	})
+}
+
+// withNode runs the node, with other commands answered, while do runs. signals has
+// those that are to end it.
+func (m *mounter) withNode(ctx context.Context, do func(n *node.Node, signals <-chan os.Signal) error) (err error) {
+	// From here on signals end the node in order; a second one must not kill
+	// the process.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -124,6 +140,7 @@ func (m *mounter) run(ctx context.Context) (err error) {
 	o := m.nodeOptions(m.dir, true)
 	o.Reserve = int64(m.reserve)
 	m.online.apply(&o)
+	m.options.Logger = o.Logger
 	n, err := m.openOwn(ctx, o)
 	if err != nil {
 		return err
@@ -137,17 +154,7 @@ func (m *mounter) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, stopControl()) }()
-
-	m.options.Logger = o.Logger
-	srv, err := mount.Mount(ctx, n.Volume(), m.options.Options)
-	if err != nil {
-		return err // says what and where by itself
-	}
-	defer n.Mounted(srv.Mountpoint())()
-	if err := m.ready(srv.Mountpoint()); err != nil {
-		return errors.Join(err, srv.Unmount())
-	}
-	return m.serve(srv, n, signals)
+	return do(n, signals)
 }
 
 // joinFirst makes the store a member's, unless it is one already.

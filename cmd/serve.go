@@ -2,15 +2,13 @@ package cmd
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+
+	"github.com/cairnfs/cairn/node"
 )
 
 func (a *app) serveCmd() *cobra.Command {
@@ -39,32 +37,18 @@ commands. It prints "serving DIR" when it is ready and ends on SIGINT or SIGTERM
 }
 
 // runNode runs the node until a signal or a failure ends it.
-func (m *mounter) runNode(ctx context.Context) (err error) {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	o := m.nodeOptions(m.dir, true)
-	o.Reserve = int64(m.reserve)
-	m.online.apply(&o)
-	n, err := m.openOwn(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, fail("close store", m.dir, n.Close())) }()
-	stopControl, err := m.serveControl(n, o.Logger)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, stopControl()) }()
-	m.notify(daemon.SdNotifyReady, statusLine("Serving "+printable(m.dir)))
-	if _, err := io.WriteString(m.Out, fmt.Sprintf("serving %s\n", printable(m.dir))); err != nil {
-		return err
-	}
-	select {
-	case err := <-n.Failed():
-		return fail("serve", m.dir, err)
-	case <-signals:
-	}
-	m.notify(daemon.SdNotifyStopping)
-	return nil
+func (m *mounter) runNode(ctx context.Context) error {
+	return m.withNode(ctx, func(n *node.Node, signals <-chan os.Signal) error {
+		m.notify(daemon.SdNotifyReady, statusLine("Serving "+printable(m.dir)))
+		if _, err := fmt.Fprintf(m.Out, "serving %s\n", printable(m.dir)); err != nil {
+			return err
+		}
+		select {
+		case err := <-n.Failed():
+			return fail("serve", m.dir, err)
+		case <-signals:
+		}
+		m.notify(daemon.SdNotifyStopping)
+		return nil
+	})
 }

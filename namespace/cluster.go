@@ -79,8 +79,13 @@ type SetMember struct {
 	Mask   MemberMask
 }
 
-// RemoveMember ends a membership and its sessions: ErrNoMember.
-type RemoveMember struct{ ID p2p.PeerID }
+// RemoveMember ends a membership and its sessions: ErrNoMember. Raft is the member's
+// number, so that a late repetition does not hit who has joined again since; 0 is
+// any.
+type RemoveMember struct {
+	ID   p2p.PeerID
+	Raft uint64
+}
 
 // ForceCluster removes all members but one, and gives the cluster a new generation:
 // what is left when the others are lost for good. ErrNoMember.

@@ -54,7 +54,7 @@ func (op *SetMember) encode(p *namespacepb.Op) {
 }
 
 func (op *RemoveMember) encode(p *namespacepb.Op) {
-	p.Kind = &namespacepb.Op_RemoveMember{RemoveMember: &namespacepb.RemoveMember{Id: []byte(op.ID)}}
+	p.Kind = &namespacepb.Op_RemoveMember{RemoveMember: &namespacepb.RemoveMember{Id: []byte(op.ID), Raft: op.Raft}}
 }
 
 func (op *ForceCluster) encode(p *namespacepb.Op) {
@@ -101,7 +101,7 @@ func decodeClusterOp(p *namespacepb.Op) (body proto.Message, op Op, err error) {
 		m := k.SetMember
 		return m, &SetMember{Member: decodeMember(m.GetMember()), Mask: MemberMask(m.GetMask())}, known(m.GetMember())
 	case *namespacepb.Op_RemoveMember:
-		return k.RemoveMember, &RemoveMember{ID: p2p.PeerID(k.RemoveMember.GetId())}, nil
+		return k.RemoveMember, &RemoveMember{ID: p2p.PeerID(k.RemoveMember.GetId()), Raft: k.RemoveMember.GetRaft()}, nil
 	case *namespacepb.Op_ForceCluster:
 		return k.ForceCluster, &ForceCluster{Self: p2p.PeerID(k.ForceCluster.GetSelf())}, nil
 	case *namespacepb.Op_SetCopies:

@@ -42,7 +42,7 @@ func everyOp() []Op {
 		&DropInvite{ID: InviteID{1}},
 		&Redeem{Invite: InviteID{1}, Member: member},
 		&SetMember{Member: member, Mask: 1<<32 - 1},
-		&RemoveMember{ID: name},
+		&RemoveMember{ID: name, Raft: 5},
 		&ForceCluster{Self: name},
 		&SetCopies{Copies: 3},
 		&OpenSession{Peer: name},

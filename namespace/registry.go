@@ -91,7 +91,7 @@ func checkMember(m *p2p.Member, mask MemberMask) error {
 		bad = "name"
 	case mask&MemberAddrs != 0 && (len(m.Addrs) > MaxAddrs || slices.ContainsFunc(m.Addrs, func(a string) bool { return len(a) > MaxAddr })):
 		bad = "addresses"
-	case mask&MemberState != 0 && (m.State < p2p.Active || m.State > p2p.Away):
+	case mask&MemberState != 0 && (m.State < p2p.Active || m.State > p2p.Leaving):
 		bad = "state"
 	default:
 		return nil
@@ -259,11 +259,12 @@ func (t *txn) setMember(op *SetMember) error {
 }
 
 func (t *txn) removeMember(op *RemoveMember) error {
-	v, err := t.value(stringKey(tagMember, string(op.ID)))
+	var m namespacepb.Member
+	v, ok, err := t.staged(stringKey(tagMember, string(op.ID)), &m)
 	if err != nil {
 		return err
 	}
-	if v.value == nil {
+	if !ok || op.Raft != 0 && op.Raft != m.Raft {
 		return ErrNoMember
 	}
 	v.value = nil

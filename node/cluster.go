@@ -62,6 +62,8 @@ type cluster struct {
 
 	lastOK map[p2p.PeerID]time.Time // of members that are away: since when; of tend
 
+	alone int // ticks without a leader, while leaving; of tend
+
 	attending sync.Mutex
 	belongs   bool // the registry has had this node; under attending
 }
@@ -244,9 +246,31 @@ func (c *cluster) tend(ctx context.Context) {
 			c.attend()
 		case <-tick.C:
 			c.attend()
+			c.noticeRemoval()
 			c.announce(ctx)
 			c.lead(ctx)
 		}
+	}
+}
+
+// removalTicks is how many times tend finds a node that is leaving without a leader
+// until it takes that for the end: nobody tells who was removed.
+const removalTicks = 5
+
+// noticeRemoval ends a node that was removed. Its vote ends before its membership,
+// and that it is leaving is the last it hears.
+func (c *cluster) noticeRemoval() {
+	v := c.n.state.View()
+	if v == nil {
+		return
+	}
+	m := v.Member(c.self)
+	if m == nil || m.State != p2p.Leaving || c.group.Status().Leader != "" {
+		c.alone = 0
+		return
+	}
+	if c.alone++; c.alone == removalTicks {
+		c.n.log.fail(ErrRemoved)
 	}
 }
 

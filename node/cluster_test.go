@@ -204,6 +204,14 @@ func TestAMemberThatIsRemovedStops(t *testing.T) {
 	if _, err := c.cluster.Load().host.Call(ctx, a.cluster.Load().self, protocolInfo); err == nil {
 		t.Error("who was removed is still answered")
 	}
+	select {
+	case err := <-c.Failed():
+		if !errors.Is(err, ErrRemoved) {
+			t.Errorf("who was removed says %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("who was removed does not notice")
+	}
 	c.index = nil // as it has no cluster, it could not close in order
 	_ = c.cluster.Load().close()
 	_ = c.release()
@@ -222,17 +230,17 @@ func TestFoundingSurvivesAPowerLoss(t *testing.T) {
 	if err := a.Volume().Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	clones := make(chan *vfs.MemFS, 64)
+	var clones []*vfs.MemFS
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for {
+		for len(clones) < 200 {
+			clones = append(clones, disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: r.IntN(101), RNG: r}))
 			select {
 			case <-stop:
 				return
-			case clones <- disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: r.IntN(101), RNG: r}):
-				time.Sleep(time.Duration(r.IntN(3)) * time.Millisecond)
+			case <-time.After(time.Duration(r.IntN(3)) * time.Millisecond):
 			}
 		}
 	}()
@@ -245,12 +253,12 @@ func TestFoundingSurvivesAPowerLoss(t *testing.T) {
 	}
 	close(stop)
 	<-done
-	clones <- disk.CrashClone(vfs.CrashCloneCfg{})
-	close(clones)
+	clones = append(clones, disk.CrashClone(vfs.CrashCloneCfg{}))
 	a.close(t)
-	n, last := 0, len(clones)
-	for clone := range clones {
-		if n++; n%4 != 0 && n != last {
+	last := len(clones) - 1
+	step := max(1, len(clones)/6)
+	for n, clone := range clones {
+		if n%step != 0 && n != last {
 			continue
 		}
 		o.FS = clone

@@ -170,7 +170,7 @@ func planAway(v *p2p.View, self p2p.PeerID, silent func(p2p.PeerID) bool) []p2p.
 	active, storage := 0, 0
 	for i := range v.Members {
 		m := &v.Members[i]
-		if m.Role != p2p.RoleStorage {
+		if m.Role != p2p.RoleStorage || m.State == p2p.Leaving {
 			continue
 		}
 		storage++

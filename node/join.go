@@ -231,6 +231,27 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	return n.join(ctx, t, o)
 }
 
+// Identity returns the peer id that a node in the data directory has or, with Join,
+// will have, so that an invitation can be bound to it. The directory is made, and a
+// key in it, if need be. Errors are those of Join.
+func Identity(dir string, logger *slog.Logger) (p2p.PeerID, error) {
+	o := Options{Dir: dir, Logger: logger}
+	o.setDefaults()
+	n := &Node{o: o}
+	if _, err := readConfig(o.FS, o.Dir); errors.Is(err, ErrNoStore) {
+		if err := n.checkJoin(); err != nil {
+			return "", err
+		}
+		if err := makeDir(o.FS, o.Dir); err != nil {
+			return "", err
+		}
+	} else if err != nil {
+		return "", err
+	}
+	_, id, err := makeKey(o.FS, o.Dir, o.Random)
+	return id, err
+}
+
 // checkJoin fails if the data directory is not empty but for what an interrupted
 // Join leaves.
 func (n *Node) checkJoin() error {

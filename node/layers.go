@@ -146,7 +146,7 @@ func (n *Node) startCluster(ctx context.Context) error {
 	}
 	c.start(ctx)
 	if err := n.awaitNames(ctx); err != nil {
-		return err
+		return errors.Join(err, n.volume.Close(context.WithoutCancel(ctx)))
 	}
 	c.awaitSession(ctx)
 	return nil

@@ -54,10 +54,40 @@ func (n *Node) RemovePeer(ctx context.Context, text string) error {
 	if m.ID == c.self {
 		return errors.New("a node cannot remove itself: do it on another one")
 	}
-	if _, err := n.propose(ctx, &namespace.RemoveMember{ID: m.ID}); err != nil {
+	// Its vote first: of two voters, both must agree on the end of one.
+	leaving := p2p.Member{ID: m.ID, State: p2p.Leaving}
+	if _, err := n.propose(ctx, &namespace.SetMember{Member: leaving, Mask: namespace.MemberState}); err != nil {
+		return err
+	}
+	if err := c.awaitNoVote(ctx, m.Raft); err != nil {
+		return err
+	}
+	if _, err := n.propose(ctx, &namespace.RemoveMember{ID: m.ID, Raft: m.Raft}); err != nil {
 		return err
 	}
 	c.attend()
+	return nil
+}
+
+// votePatience is how long a member's vote may take to end, before it is removed
+// all the same: the others may be a majority without it.
+const votePatience = 10 * time.Second
+
+// awaitNoVote waits until a member does not vote any more, as far as this node knows.
+func (c *cluster) awaitNoVote(ctx context.Context, raft uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, votePatience)
+	defer cancel()
+	for slices.Contains(c.group.Status().Voters, raft) {
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				c.log.Warn("a member is removed although it may still vote")
+				return nil
+			}
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 	return nil
 }
 

@@ -66,6 +66,7 @@ const (
 	Active   MemberState = 1 // owns its share of the blocks
 	Draining MemberState = 2 // owns nothing any more, serves what it has
 	Away     MemberState = 3 // has not answered for so long that others own its share
+	Leaving  MemberState = 4 // is being removed: owns nothing and does not vote
 )
 
 func (s MemberState) String() string {
@@ -76,6 +77,8 @@ func (s MemberState) String() string {
 		return "draining"
 	case Away:
 		return "away"
+	case Leaving:
+		return "leaving"
 	}
 	return fmt.Sprintf("state %d", uint8(s))
 }

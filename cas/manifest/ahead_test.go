@@ -17,7 +17,6 @@ type farStore struct {
 	mem.Store
 	mu    sync.Mutex
 	named []cas.CID
-	got   map[cas.CID]bool
 	late  int // leaves that were got without having been named
 }
 

@@ -2644,6 +2644,7 @@ func (x *SetMember) GetMask() uint32 {
 type RemoveMember struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Raft          uint64                 `protobuf:"varint,2,opt,name=raft,proto3" json:"raft,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2683,6 +2684,13 @@ func (x *RemoveMember) GetId() []byte {
 		return x.Id
 	}
 	return nil
+}
+
+func (x *RemoveMember) GetRaft() uint64 {
+	if x != nil {
+		return x.Raft
+	}
+	return 0
 }
 
 type ForceCluster struct {
@@ -3441,9 +3449,10 @@ const file_namespace_proto_rawDesc = "" +
 	"\x06member\x18\x02 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x06member\"S\n" +
 	"\tSetMember\x122\n" +
 	"\x06member\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x06member\x12\x12\n" +
-	"\x04mask\x18\x02 \x01(\rR\x04mask\"\x1e\n" +
+	"\x04mask\x18\x02 \x01(\rR\x04mask\"2\n" +
 	"\fRemoveMember\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\fR\x02id\"\"\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04raft\x18\x02 \x01(\x04R\x04raft\"\"\n" +
 	"\fForceCluster\x12\x12\n" +
 	"\x04self\x18\x01 \x01(\fR\x04self\"#\n" +
 	"\tSetCopies\x12\x16\n" +

@@ -110,7 +110,7 @@ func choose(view *p2p.View, conf *raftpb.ConfState, self uint64, progress map[ui
 	var all []candidate
 	for i := range view.Members {
 		m := &view.Members[i]
-		if m.Role != p2p.RoleStorage {
+		if m.Role != p2p.RoleStorage || m.State == p2p.Leaving {
 			continue
 		}
 		p := progress[m.Raft]

@@ -222,6 +222,11 @@ func (l *Log) Start() error {
 	c.applied = l.proposals.applied
 	c.read = l.reads.answered
 	l.core = c
+	if l.store.alone { // nobody else could win
+		if err := c.rn.Campaign(); err != nil {
+			return fmt.Errorf("open log: %w", err)
+		}
+	}
 	l.serve()
 	l.running.Go(l.run)
 	l.running.Go(l.keepSession)

@@ -233,12 +233,12 @@ func TestPrefetchFetchesManyWithFewRequestsAndGetWaitsForThem(t *testing.T) {
 		if took := time.Since(began); took > 300*time.Millisecond {
 			t.Errorf("reading took %v", took)
 		}
-		if n := wants() - before; n > 6 {
+		if n := wants() - before; n > 12 {
 			t.Errorf("%d requests", n)
 		}
 		client.Prefetch(t.Context(), cids) // all is here
 		synctest.Wait()
-		if n := wants() - before; n > 6 {
+		if n := wants() - before; n > 12 {
 			t.Errorf("%d requests", n)
 		}
 	})

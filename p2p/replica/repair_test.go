@@ -35,7 +35,8 @@ func TestANodeThatJoinsIsFilled(t *testing.T) {
 				got++
 			}
 		}
-		if got == 0 || sent != int64(got) || lost != 0 {
+		// Two holders may send a block at the same time, but not as a rule.
+		if got == 0 || sent < int64(got) || sent > 2*int64(got) || lost != 0 {
 			t.Errorf("%d blocks came to the new node, %d were sent, %d are said to lack a copy", got, sent, lost)
 		}
 	})
