@@ -515,8 +515,18 @@ func FuzzAdmit(f *testing.F) {
 		if err == nil && answer.Raft != 0 {
 			t.Errorf("let in by %q", req)
 		}
-		if _, err := c.handleHolds(t.Context(), "peer", req); err == nil && len(req) < 8 {
-			t.Errorf("answered %q", req)
+	})
+}
+
+func FuzzHolds(f *testing.F) {
+	f.Add(appendHolds(nil, 7, []namespace.Ino{1, 2}))
+	f.Fuzz(func(t *testing.T, req []byte) {
+		index, inos, err := parseHolds(req)
+		if err != nil {
+			return
+		}
+		if again := appendHolds(nil, index, inos); string(again) != string(req) || len(inos) > reapBatch {
+			t.Errorf("%x became %x", req, again)
 		}
 	})
 }

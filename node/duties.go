@@ -55,20 +55,18 @@ func (c *cluster) info() nodeInfo {
 }
 
 func (c *cluster) handleHolds(ctx context.Context, _ p2p.PeerID, req []byte) ([]byte, error) {
-	if len(req) < 8 || len(req)%8 != 0 || len(req) > 8*(reapBatch+1) {
-		return nil, errors.New("question about open files cannot be read")
+	index, inos, err := parseHolds(req)
+	if err != nil {
+		return nil, err
 	}
-	index := binary.BigEndian.Uint64(req)
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
 	for c.n.state.Applied() < index {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(5 * time.Millisecond):
 		}
-	}
-	inos := make([]namespace.Ino, 0, len(req)/8-1)
-	for b := req[8:]; len(b) > 0; b = b[8:] {
-		inos = append(inos, namespace.Ino(binary.BigEndian.Uint64(b)))
 	}
 	answer := make([]byte, len(inos))
 	for i, held := range c.n.volume.Holds(inos) {
@@ -77,6 +75,26 @@ func (c *cluster) handleHolds(ctx context.Context, _ p2p.PeerID, req []byte) ([]
 		}
 	}
 	return answer, nil
+}
+
+// appendHolds appends the question that parseHolds reads.
+func appendHolds(b []byte, index uint64, inos []namespace.Ino) []byte {
+	b = binary.BigEndian.AppendUint64(b, index)
+	for _, ino := range inos {
+		b = binary.BigEndian.AppendUint64(b, uint64(ino))
+	}
+	return b
+}
+
+func parseHolds(req []byte) (index uint64, inos []namespace.Ino, err error) {
+	if len(req) < 8 || len(req)%8 != 0 || len(req) > 8*(reapBatch+1) {
+		return 0, nil, errors.New("question about open files cannot be read")
+	}
+	index = binary.BigEndian.Uint64(req)
+	for b := req[8:]; len(b) > 0; b = b[8:] {
+		inos = append(inos, namespace.Ino(binary.BigEndian.Uint64(b)))
+	}
+	return index, inos, nil
 }
 
 // lead does what the leader does for all.
@@ -100,11 +118,7 @@ func (c *cluster) reap(ctx context.Context) error {
 		return err
 	}
 	orphans = orphans[:min(len(orphans), reapBatch)]
-	index := c.n.state.Applied()
-	req := binary.BigEndian.AppendUint64(nil, index)
-	for _, ino := range orphans {
-		req = binary.BigEndian.AppendUint64(req, uint64(ino))
-	}
+	req := appendHolds(nil, c.n.state.Applied(), orphans)
 	held := make([]bool, len(orphans))
 	for _, peer := range c.n.state.Sessions() {
 		ctx, cancel := context.WithTimeout(ctx, askPatience)
