@@ -83,7 +83,7 @@ func (f files) check(t testing.TB, on *node) {
 	t.Helper()
 	bad := 0
 	for name, want := range f {
-		err, _ := bounded(t, "a read of "+name+" on "+on.name, func() error { return holds(on.path(name), want) })
+		_, err := bounded(t, "a read of "+name+" on "+on.name, func() error { return holds(on.path(name), want) })
 		if err != nil {
 			if bad++; bad <= 5 {
 				t.Errorf("on %s: %v", on.name, err)
@@ -103,6 +103,7 @@ const pace = 20 * time.Millisecond
 // keeps what was acknowledged.
 type load struct {
 	t      testing.TB
+	pace   time.Duration
 	stop   chan struct{}
 	once   sync.Once // closes stop
 	all    sync.WaitGroup
@@ -117,8 +118,13 @@ type load struct {
 // startLoad begins to write below dir, which is made on the first node.
 func startLoad(t testing.TB, dir string, nodes ...*node) *load {
 	t.Helper()
+	return startPacedLoad(t, dir, pace, nodes...)
+}
+
+func startPacedLoad(t testing.TB, dir string, pace time.Duration, nodes ...*node) *load {
+	t.Helper()
 	l := &load{
-		t: t, stop: make(chan struct{}), acked: files{}, count: map[*node]int{}, gap: map[*node]time.Duration{},
+		t: t, pace: pace, stop: make(chan struct{}), acked: files{}, count: map[*node]int{}, gap: map[*node]time.Duration{},
 		last: map[*node]time.Time{}, failed: map[*node][]error{},
 	}
 	if err := os.Mkdir(nodes[0].path(dir), 0o755); err != nil {
@@ -159,7 +165,7 @@ func (l *load) write(on *node, seed int, dir string) {
 		l.gap[on] = max(l.gap[on], now.Sub(l.last[on]))
 		l.last[on] = now
 		l.mu.Unlock()
-		time.Sleep(pace)
+		time.Sleep(l.pace)
 	}
 }
 

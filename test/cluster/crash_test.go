@@ -161,8 +161,8 @@ func TestAllNodesKilledAtOnceComeBackWithEverything(t *testing.T) {
 func TestANodeThatIsKilledIsGone(t *testing.T) {
 	needsNet(t)
 	r := newCluster(t, 2)
-	l := startLoad(t, "load", r.nodes...)
-	for round := range 5 {
+	l := startPacedLoad(t, "load", 0, r.nodes...)
+	for round := range 8 {
 		l.awaitMore(5, r.nodes...)
 		n := r.nodes[round%2]
 		if err := n.cmd.Process.Kill(); err != nil {

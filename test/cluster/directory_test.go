@@ -369,7 +369,7 @@ func counters(t *testing.T, r *rig) {
 			}
 		}
 		for _, wait := range waits {
-			if err, _ := bounded(t, "counting with "+kind, wait); err != nil {
+			if _, err := bounded(t, "counting with "+kind, wait); err != nil {
 				t.Error(err)
 			}
 		}
@@ -419,7 +419,7 @@ func lockExcludes(t *testing.T, r *rig) {
 	ok(t, err)
 	start := time.Now()
 	ok(t, unix.Flock(int(fa.Fd()), unix.LOCK_UN))
-	err, _ = bounded(t, "waiting for a lock", func() error { return <-got })
+	_, err = bounded(t, "waiting for a lock", func() error { return <-got })
 	ok(t, err)
 	t.Logf("a lock was passed on in %v", since(start))
 	buf := make([]byte, 1)

@@ -4,10 +4,12 @@ package cluster
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -17,9 +19,16 @@ import (
 // scratch is where the binary and nothing else is; TestMain sets and removes it.
 var scratch string
 
+// atOnce is how many tests run beside each other: mostly they wait.
+const atOnce = 4
+
 func TestMain(m *testing.M) {
 	posix.Child()
 	child()
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
+		_ = f.Value.Set(fmt.Sprint(max(atOnce, runtime.GOMAXPROCS(0)))) // a number
+	}
 	os.Exit(func() int {
 		var err error
 		if scratch, err = os.MkdirTemp("", "cairn-cluster-"); err != nil {
@@ -73,7 +82,7 @@ func missing(programs ...string) error {
 }
 
 // needs skips the test where it cannot run, or fails it if that must not be. Tests
-// of this package run beside each other: mostly they wait.
+// of this package run beside each other.
 func needs(t *testing.T, programs ...string) {
 	t.Helper()
 	if testing.Short() {

@@ -16,7 +16,7 @@ import (
 // a change.
 func refused(t testing.TB, what string, do func() error) {
 	t.Helper()
-	err, took := bounded(t, what, do)
+	took, err := bounded(t, what, do)
 	if !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ETIMEDOUT) {
 		t.Errorf("%s: %v after %v, should be EIO or ETIMEDOUT", what, err, took)
 	}
@@ -51,7 +51,7 @@ func cutOff(t *testing.T, which func(r *rig) *node) {
 	start := time.Now()
 	before.check(t, minority)
 	t.Logf("the minority read %d files in %v", len(before), since(start))
-	if err, took := bounded(t, "readdir on the minority", func() error {
+	if took, err := bounded(t, "readdir on the minority", func() error {
 		names, err := os.ReadDir(minority.path("before"))
 		if err == nil && len(names) != len(before) {
 			err = fmt.Errorf("%d names", len(names))
@@ -107,7 +107,7 @@ func TestLocksOfANodeThatIsCutOffPassToOthersAndItsWritesUnderThemAreRefused(t *
 	g, err := os.OpenFile(other.path("locked"), os.O_RDWR, 0)
 	ok(t, err)
 	defer g.Close()
-	err, _ = bounded(t, "waiting for the lock of a node that is cut off", func() error { return lock(g, "flock", unix.F_WRLCK) })
+	_, err = bounded(t, "waiting for the lock of a node that is cut off", func() error { return lock(g, "flock", unix.F_WRLCK) })
 	ok(t, err)
 	t.Logf("the lock passed on after %v", since(start))
 	if since(start) > 60*time.Second {
@@ -138,7 +138,7 @@ func TestLocksOfANodeThatIsCutOffPassToOthersAndItsWritesUnderThemAreRefused(t *
 	again, err := os.OpenFile(holder.path("locked"), os.O_RDWR, 0)
 	ok(t, err)
 	defer again.Close()
-	err, _ = bounded(t, "the lock, on the node that lost it", func() error { return lock(again, "flock", unix.F_WRLCK) })
+	_, err = bounded(t, "the lock, on the node that lost it", func() error { return lock(again, "flock", unix.F_WRLCK) })
 	ok(t, err)
 	_, err = again.WriteAt([]byte("again!\n"), 0)
 	ok(t, err)

@@ -79,7 +79,7 @@ func TestASQLiteDatabaseInWALModeBelongsToOneNodeAtATime(t *testing.T) {
 	var said bytes.Buffer
 	holder.Stdout, holder.Stderr = &said, &said
 	ok(t, holder.Start())
-	_, err = fmt.Fprintln(in, "insert into t values('held');")
+	_, err = fmt.Fprintln(in, "pragma busy_timeout=60000; insert into t values('held');")
 	ok(t, err)
 	eventually(t, settleTime, "the row of the process that stays", func() error {
 		if out := mustSQL(t, a.path("db"), "pragma busy_timeout=20000; select count(*) from t;"); !strings.HasSuffix(out, "2") {

@@ -81,17 +81,17 @@ func eventually(t testing.TB, patience time.Duration, what string, try func() er
 }
 
 // bounded does something that may hang, and fails the test if it takes forever.
-func bounded(t testing.TB, what string, do func() error) (err error, took time.Duration) {
+func bounded(t testing.TB, what string, do func() error) (took time.Duration, err error) {
 	t.Helper()
 	start := time.Now()
 	done := make(chan error, 1)
 	go func() { done <- do() }()
 	select {
 	case err := <-done:
-		return err, since(start)
+		return since(start), err
 	case <-time.After(callTime):
 		t.Fatalf("%s hangs: no answer after %v", what, callTime)
-		return nil, 0
+		return 0, nil
 	}
 }
 
@@ -195,7 +195,7 @@ func (n *node) writable() time.Duration {
 	n.t.Helper()
 	return eventually(n.t, settleTime, n.name+" is writable", func() error {
 		path := n.path(".try-" + n.name)
-		err, _ := bounded(n.t, "a write on "+n.name, func() error { return writeSynced(path, []byte("x")) })
+		_, err := bounded(n.t, "a write on "+n.name, func() error { return writeSynced(path, []byte("x")) })
 		return errors.Join(err, os.Remove(path))
 	})
 }
