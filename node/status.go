@@ -15,7 +15,10 @@ import (
 	"github.com/cairnfs/cairn/volume"
 )
 
-var _ control.Node = (*Node)(nil)
+var (
+	_ control.Node        = (*Node)(nil)
+	_ manifest.Prefetcher = (*Node)(nil)
+)
 
 // Volume returns the filesystem of the store. It is the node's and ends with it.
 func (n *Node) Volume() *volume.Volume { return n.volume }
@@ -36,6 +39,13 @@ func (n *Node) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error
 func (n *Node) Put(ctx context.Context, blocks ...cas.Block) error {
 	return n.stores.Put(ctx, blocks...)
 }
+
+// Ahead and Prefetch are those of manifest.Prefetcher: blocks that are on other nodes
+// can be on their way before they are asked for.
+func (n *Node) Ahead() int64 { return n.stores.Ahead() }
+
+// Prefetch begins to fetch blocks.
+func (n *Node) Prefetch(ctx context.Context, cids []cas.CID) { n.stores.Prefetch(ctx, cids) }
 
 // Has says which blocks are stored.
 func (n *Node) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {

@@ -74,6 +74,18 @@ func (r *Reader) lookAhead(ctx context.Context, off, n int64) {
 	}
 }
 
+// announce has the store fetch the leaves of a piece, which is read soon.
+func (r *Reader) announce(ctx context.Context, p *piece) {
+	if r.ahead.store == nil || len(p.leaves) == 0 || r.ahead.store.Ahead() == 0 {
+		return
+	}
+	cids := make([]cas.CID, len(p.leaves))
+	for i, l := range p.leaves {
+		cids[i] = l.cid
+	}
+	r.ahead.store.Prefetch(ctx, cids)
+}
+
 // leavesOf appends the leaves below l that begin in [from, to).
 func (s *source) leavesOf(ctx context.Context, l link, from, to int64, at place, cids []cas.CID) ([]cas.CID, error) {
 	if l.cid.Codec() == cas.Raw {

@@ -78,3 +78,17 @@ func TestBlocksOfAFileThatIsReadInOrderAreNamedBeforeTheyAreNeeded(t *testing.T)
 		t.Errorf("%d blocks are named by reads here and there", len(s.named))
 	}
 }
+
+func TestBlocksOfAFileThatIsCopiedOutAreNamedFirst(t *testing.T) {
+	var s farStore
+	want := castest.Bytes(1, 10<<20)
+	root := write(t, &s, manifest.Format{}, want)
+	s.late = 0
+	var out bytes.Buffer
+	if _, err := manifest.NewReader(&s, root, manifest.ReaderOptions{}).WriteTo(t.Context(), &out); err != nil || !bytes.Equal(out.Bytes(), want) {
+		t.Fatal(err)
+	}
+	if s.late > 0 {
+		t.Errorf("%d leaves were read before they were named", s.late)
+	}
+}

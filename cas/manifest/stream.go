@@ -35,6 +35,7 @@ func (r *Reader) WriteRange(ctx context.Context, out io.Writer, off, n int64) (i
 		defer close(inOrder)
 		defer close(toFetch)
 		s := spans{emit: func(p *piece) error {
+			r.announce(groupCtx, p)
 			select {
 			case inOrder <- p:
 			case <-groupCtx.Done():

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/manifest"
 )
 
 // Limits of a server, each per process.
@@ -259,6 +260,9 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request) error {
 	}
 	buf := s.blocks.Get().(*[]byte)
 	defer s.blocks.Put(buf)
+	if far, ok := s.node.(manifest.Prefetcher); ok && len(cids) > 1 && far.Ahead() > 0 {
+		far.Prefetch(r.Context(), cids)
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	for _, c := range cids {
 		tag, data := tagBlock, []byte(nil)
