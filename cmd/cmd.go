@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cairnfs/cairn/bench"
+	"github.com/cairnfs/cairn/mount"
 )
 
 // IO is what a command reads from and writes to.
@@ -49,6 +50,13 @@ func Main(args []string, std IO) int {
 	if len(args) == 1 && args[0] == bench.ClientArg {
 		if err := bench.ServeClient(std.In, std.Out); err != nil {
 			fmt.Fprintln(std.Err, "cairn: bench client:", err)
+			return codeFailed
+		}
+		return codeDone
+	}
+	if len(args) > 0 && args[0] == mount.GuardArg {
+		if err := mount.RunGuard(args[1:], std.In); err != nil {
+			fmt.Fprintln(std.Err, "cairn: guard of a mount:", err)
 			return codeFailed
 		}
 		return codeDone

@@ -116,6 +116,9 @@ func (m *mounter) background() bool { return m.readyFD > 0 }
 // run mounts and serves until the mount ends.
 func (m *mounter) run(ctx context.Context) error {
 	return m.withNode(ctx, func(n *node.Node, signals <-chan os.Signal) error {
+		if exe, err := os.Executable(); err == nil {
+			m.options.Guard = exe
+		}
 		srv, err := mount.Mount(ctx, n.Volume(), m.options.Options)
 		if err != nil {
 			return err // says what and where by itself

@@ -58,6 +58,7 @@ type coherence struct {
 	tell  notifier // nil before start
 
 	began  atomic.Bool   // the volume has been seen to be shared
+	begun  chan struct{} // closed then
 	seq    atomic.Uint64 // number of the last event
 	seed   maphash.Seed
 	recent [recentBuckets]atomic.Uint64 // the last event about inodes and names, by hash
@@ -81,7 +82,7 @@ type coherence struct {
 
 func newCoherence(vol *volume.Volume, known *lookups, now func() time.Time) *coherence {
 	return &coherence{
-		vol: vol, known: known, now: now, seed: maphash.MakeSeed(), pending: newBatch(),
+		vol: vol, known: known, now: now, seed: maphash.MakeSeed(), pending: newBatch(), begun: make(chan struct{}),
 		progress: make(chan struct{}), wake: make(chan struct{}, 1), quit: make(chan struct{}),
 	}
 }
@@ -112,6 +113,7 @@ func (c *coherence) shared() bool {
 		return false
 	}
 	if !c.began.Load() && c.began.CompareAndSwap(false, true) {
+		close(c.begun)
 		c.signal()
 	}
 	return true

@@ -26,6 +26,10 @@ import (
 	"time"
 )
 
+// GuardArg is the argument by which Options.Guard, started again, is a guard. What
+// follows is for RunGuard.
+const GuardArg = "guard-mount"
+
 // fsName is the name of the file system: its type is fuse.cairn.
 const fsName = "cairn"
 
@@ -58,6 +62,10 @@ type Options struct {
 	// Source is what the system shows as the device of the mount, in
 	// /proc/mounts and df; default "cairn".
 	Source string
+	// Guard is a program that calls RunGuard when it is started with GuardArg; if
+	// it is set, one runs beside each mount of a shared volume, for the case that
+	// this process is killed.
+	Guard string
 	// Now is the clock for utimens with UTIME_NOW; default time.Now.
 	Now func() time.Time
 	// Logger gets what cannot be told to the calling process; default: none.

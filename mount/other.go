@@ -4,6 +4,7 @@ package mount
 
 import (
 	"context"
+	"io"
 
 	"github.com/cairnfs/cairn/volume"
 )
@@ -25,3 +26,6 @@ func (s *Server) Wait() {}
 
 // Unmount fails with ErrUnsupported.
 func Unmount(mountpoint string, lazy bool) error { return ErrUnsupported }
+
+// RunGuard fails with ErrUnsupported.
+func RunGuard(args []string, in io.Reader) error { return ErrUnsupported }

@@ -50,6 +50,8 @@ type Server struct {
 	mountpoint string
 	log        *slog.Logger
 	done       chan struct{} // closed when the last request has been answered
+	ending     chan struct{} // closed before, for the guard
+	guarding   sync.WaitGroup
 
 	mu sync.Mutex // of Unmount
 }
@@ -87,9 +89,15 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 		}
 		return nil, explain(err)
 	}
-	s := &Server{fuse: srv, fs: fs, mountpoint: path, log: o.Logger, done: make(chan struct{})}
+	s := &Server{fuse: srv, fs: fs, mountpoint: path, log: o.Logger, done: make(chan struct{}), ending: make(chan struct{})}
+	mounted := make(chan struct{})
+	if o.Guard != "" {
+		s.guarding.Go(func() { s.keepGuard(o.Guard, mounted, fs.coherent.begun) })
+	}
 	go func() {
 		srv.Serve()
+		close(s.ending)
+		s.guarding.Wait()
 		close(s.done)
 	}()
 	if err := s.check(ctx); err != nil {
@@ -99,7 +107,26 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 		s.ended()
 		return nil, err
 	}
+	close(mounted)
 	return s, nil
+}
+
+// keepGuard has the mount guarded from when its volume is shared until it ends.
+func (s *Server) keepGuard(program string, mounted, shared <-chan struct{}) {
+	for _, event := range []<-chan struct{}{mounted, shared} {
+		select {
+		case <-event:
+		case <-s.ending:
+			return
+		}
+	}
+	g, err := startGuard(program, s.mountpoint)
+	if err != nil {
+		s.log.Warn("mount has no guard: if this process is killed, programs may hang until it is unmounted with force", "mountpoint", s.mountpoint, "err", err)
+		return
+	}
+	<-s.ending
+	g.dismiss()
 }
 
 func fuseOptions(fs *fileSystem, o Options) *fuse.MountOptions {

@@ -62,7 +62,7 @@ type cluster struct {
 
 	lastOK map[p2p.PeerID]time.Time // of members that are away: since when; of tend
 
-	alone int // ticks without a leader, while leaving; of tend
+	alone int // ticks without a session, while leaving; of tend
 
 	attending sync.Mutex
 	belongs   bool // the registry has had this node; under attending
@@ -253,7 +253,7 @@ func (c *cluster) tend(ctx context.Context) {
 	}
 }
 
-// removalTicks is how many times tend finds a node that is leaving without a leader
+// removalTicks is how many times tend finds a node that is leaving without a session
 // until it takes that for the end: nobody tells who was removed.
 const removalTicks = 5
 
@@ -265,7 +265,7 @@ func (c *cluster) noticeRemoval() {
 		return
 	}
 	m := v.Member(c.self)
-	if m == nil || m.State != p2p.Leaving || c.group.Status().Leader != "" {
+	if m == nil || m.State != p2p.Leaving || c.group.Session() != 0 {
 		c.alone = 0
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -44,8 +45,15 @@ func TestListPagesThroughAllBlocksOnceInOrderWhetherIndexedOrNot(t *testing.T) {
 		want = append(want, b.CID())
 		if i%50 == 20 {
 			syncS(t, n.Store)
-			if err := n.retire(context.Background()); err != nil {
-				t.Fatal(err)
+			before := n.ix.Blocks().IndexedTo
+			for deadline := time.Now().Add(time.Minute); n.ix.Blocks().IndexedTo == before; time.Sleep(time.Millisecond) {
+				select {
+				case n.wake <- struct{}{}:
+				default:
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("blocks are not indexed")
+				}
 			}
 		}
 	}

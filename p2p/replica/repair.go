@@ -18,8 +18,10 @@ const (
 	// repairPage is how many blocks a pass compares at once.
 	repairPage = exchange.MaxBlocks
 	// repairRetry is the time after which a pass that has left something undone
-	// is followed by another.
-	repairRetry = 30 * time.Second
+	// is followed by another, and after which, when that leaves something undone
+	// as well, and so on, twice as much each time, up to maxRepairRetry.
+	repairRetry    = 2 * time.Second
+	maxRepairRetry = 30 * time.Second
 )
 
 // repair is the state of the passes.
@@ -72,16 +74,18 @@ func (p *repair) cleanIn(c *cluster) bool {
 func (r *Replica) repairAll() {
 	timer := time.NewTimer(r.o.RepairEvery)
 	defer timer.Stop()
-	for {
+	for retry := repairRetry; ; {
 		select {
 		case <-r.ctx.Done():
 			return
 		case <-r.repair.wake:
+			retry = repairRetry
 		case <-timer.C:
 		}
 		wait := r.o.RepairEvery
 		if c := r.shared(); c != nil && !r.pass(c) {
-			wait = min(wait, repairRetry)
+			wait = min(wait, retry)
+			retry = min(2*retry, maxRepairRetry)
 		}
 		timer.Reset(wait)
 	}
