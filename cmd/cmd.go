@@ -55,7 +55,7 @@ func Main(args []string, std IO) int {
 		return codeDone
 	}
 	if len(args) > 0 && args[0] == mount.GuardArg {
-		if err := mount.RunGuard(args[1:], std.In); err != nil {
+		if err := mount.RunGuard(args[1:], std.In, std.Out); err != nil {
 			fmt.Fprintln(std.Err, "cairn: guard of a mount:", err)
 			return codeFailed
 		}

@@ -27,7 +27,11 @@ type guard struct {
 	ended chan struct{}
 }
 
-// startGuard starts program as the guard of the mount at path.
+// guardReady is what a guard prints when it is one.
+const guardReady = "ready\n"
+
+// startGuard starts program as the guard of the mount at path and returns when it is
+// one.
 func startGuard(program, path string) (*guard, error) {
 	m, ok := mountAt(path)
 	if !ok {
@@ -45,6 +49,10 @@ func startGuard(program, path string) (*guard, error) {
 	if err != nil {
 		return nil, err
 	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, errors.Join(err, quit.Close())
+	}
 	g := &guard{quit: quit, ended: make(chan struct{})}
 	started := make(chan error)
 	go func() {
@@ -54,8 +62,13 @@ func startGuard(program, path string) (*guard, error) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
-		started <- err
 		if err == nil {
+			// Before it listens to signals, one would end it.
+			_, err = io.ReadFull(out, make([]byte, len(guardReady)))
+			err = errors.Join(err, out.Close())
+		}
+		started <- err
+		if cmd.Process != nil {
 			_ = cmd.Wait() // it has nothing to say
 		}
 	}()
@@ -72,15 +85,18 @@ func (g *guard) dismiss() {
 	<-g.ended
 }
 
-// RunGuard is a guard's life; args are those after GuardArg, and in is its standard
-// input. It returns when the mount has ended, in order or not.
-func RunGuard(args []string, in io.Reader) error {
+// RunGuard is a guard's life; args are those after GuardArg, in and out its standard
+// input and output. It returns when the mount has ended, in order or not.
+func RunGuard(args []string, in io.Reader, out io.Writer) error {
 	if len(args) != 2 || strings.Trim(args[0], "0123456789") != "" || args[0] == "" {
 		return errors.New("guard of a mount: no connection")
 	}
 	killed := make(chan os.Signal, 1)
 	signal.Notify(killed, syscall.SIGTERM)
-	signal.Ignore(syscall.SIGINT, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	if _, err := io.WriteString(out, guardReady); err != nil {
+		return err
+	}
 	dismissed := make(chan bool, 1)
 	go func() {
 		text, _ := io.ReadAll(io.LimitReader(in, 16))

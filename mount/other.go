@@ -28,4 +28,4 @@ func (s *Server) Wait() {}
 func Unmount(mountpoint string, lazy bool) error { return ErrUnsupported }
 
 // RunGuard fails with ErrUnsupported.
-func RunGuard(args []string, in io.Reader) error { return ErrUnsupported }
+func RunGuard(args []string, in io.Reader, out io.Writer) error { return ErrUnsupported }

@@ -90,9 +90,9 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 		return nil, explain(err)
 	}
 	s := &Server{fuse: srv, fs: fs, mountpoint: path, log: o.Logger, done: make(chan struct{}), ending: make(chan struct{})}
-	mounted := make(chan struct{})
+	mounted, guarded := make(chan struct{}), make(chan struct{})
 	if o.Guard != "" {
-		s.guarding.Go(func() { s.keepGuard(o.Guard, mounted, fs.coherent.begun) })
+		s.guarding.Go(func() { s.keepGuard(o.Guard, mounted, fs.coherent.begun, guarded) })
 	}
 	go func() {
 		srv.Serve()
@@ -108,11 +108,20 @@ func serve(ctx context.Context, vol *volume.Volume, path string, o Options) (*Se
 		return nil, err
 	}
 	close(mounted)
+	if o.Guard != "" && fs.coherent.shared() {
+		<-guarded
+	}
 	return s, nil
 }
 
-// keepGuard has the mount guarded from when its volume is shared until it ends.
-func (s *Server) keepGuard(program string, mounted, shared <-chan struct{}) {
+// keepGuard has the mount guarded from when its volume is shared until it ends. It
+// closes guarded when there is a guard or will be none.
+func (s *Server) keepGuard(program string, mounted, shared <-chan struct{}, guarded chan<- struct{}) {
+	defer func() {
+		if guarded != nil {
+			close(guarded)
+		}
+	}()
 	for _, event := range []<-chan struct{}{mounted, shared} {
 		select {
 		case <-event:
@@ -125,6 +134,8 @@ func (s *Server) keepGuard(program string, mounted, shared <-chan struct{}) {
 		s.log.Warn("mount has no guard: if this process is killed, programs may hang until it is unmounted with force", "mountpoint", s.mountpoint, "err", err)
 		return
 	}
+	close(guarded)
+	guarded = nil
 	<-s.ending
 	g.dismiss()
 }
