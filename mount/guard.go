@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // A process that is killed while one of its threads tells the kernel of a changed
@@ -109,12 +111,26 @@ func RunGuard(args []string, in io.Reader, out io.Writer) error {
 			return nil
 		}
 	}
-	if m, ok := mountAt(args[1]); ok && m.device != "0:"+args[0] {
+	return abort(args[0], args[1])
+}
+
+// abort ends the connection with the given number, which is mounted on path.
+func abort(number, path string) error {
+	m, mounted := mountAt(path)
+	if mounted && m.device != "0:"+number {
 		return nil // another one by now
 	}
-	err := os.WriteFile("/sys/fs/fuse/connections/"+args[0]+"/abort", []byte("1"), 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // it has ended by itself
+	err := os.WriteFile("/sys/fs/fuse/connections/"+number+"/abort", []byte("1"), 0)
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	// It has ended by itself, or there is no such directory: then only root can.
+	if !mounted {
+		return nil
+	}
+	err = unix.Unmount(path, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, syscall.EBUSY) {
+		return nil // it is in use, but answers every call with an error
 	}
 	return err
 }
