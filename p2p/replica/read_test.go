@@ -61,7 +61,7 @@ func TestAStallerIsSurvivedAndAskedLast(t *testing.T) {
 			t.Errorf("reading took %v", took)
 		}
 		if _, after := c.nodes[1].asked(); after[2]-before[2] > 2*maxLosses {
-			t.Errorf("the staller was asked %d times", after-before)
+			t.Errorf("the staller was asked %d times", after[2]-before[2])
 		}
 	})
 }
