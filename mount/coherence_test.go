@@ -86,6 +86,7 @@ func TestCachedListingsFollowOtherNodes(t *testing.T) {
 	eventually(t, "listing without 007", func() bool { return names(t, b.path("d")) == want })
 }
 
+// Rule 11: absent names are not cached.
 func TestANameThatWasMissingIsFoundAtOnce(t *testing.T) {
 	_, a, b := newSharedCluster(t)
 	for i := range 100 {
@@ -309,6 +310,7 @@ func countUnderLock(fd int) error {
 	return errors.Join(err, unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock))
 }
 
+// Rule 12: an overflow tells of everything.
 func TestMoreChangesThanAreKeptAreSeen(t *testing.T) {
 	_, a, b := newSharedCluster(t)
 	ok(t, os.MkdirAll(a.path("d", "below"), 0o755))
@@ -347,6 +349,7 @@ func TestMoreChangesThanAreKeptAreSeen(t *testing.T) {
 	}
 }
 
+// Rule 12: an installed snapshot invalidates everything.
 func TestEverythingMayHaveChanged(t *testing.T) {
 	_, a, b := newSharedCluster(t)
 	write(t, a.path("f"), "old")

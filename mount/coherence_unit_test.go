@@ -125,6 +125,7 @@ func (k *toldKernel) lookup(thread uint32, parent uint64, name string) (out fuse
 
 const estale = fuse.Status(syscall.ESTALE)
 
+// Rule 11: the kernel may have used an entry that another node has changed.
 func TestAnOpenByANameThatChangedIsStaleOncePerThread(t *testing.T) {
 	k := newSharedKernel(t)
 	node, _ := k.create("f", 0o644)
@@ -206,6 +207,7 @@ func TestAStaleOpenTruncatesNothing(t *testing.T) {
 	}
 }
 
+// Rule 12: no reply waits for the kernel without end.
 func TestAnOpenDoesNotWaitForTheKernelForEver(t *testing.T) {
 	k := newSharedKernel(t)
 	node, _ := k.create("f", 0o644)
@@ -297,6 +299,7 @@ func TestAnswersAreKeptShorterWhileOthersChangeThings(t *testing.T) {
 	}
 }
 
+// Rule 13.
 func TestAppendingToASharedFilePassesTheKernelsCacheBy(t *testing.T) {
 	k := newToldKernel(t)
 	node, _ := k.create("f", 0o644)
@@ -373,6 +376,7 @@ func TestEdgesAreForgottenWithTheirInodes(t *testing.T) {
 	}
 }
 
+// Rule 12: what waits to be told is bounded.
 func TestWhatIsRememberedIsBounded(t *testing.T) {
 	var e edges
 	at := time.Unix(1, 0)

@@ -35,6 +35,7 @@ func TestAnInodeLeavesAtMostOneVersionAMinute(t *testing.T) {
 	f.check()
 }
 
+// Rule 9: a value is visible from the index at which it began to that at which it ended.
 func TestASnapshotPinsEveryVersionItShows(t *testing.T) {
 	f := newFixture(t, Options{})
 	ino := f.file(RootIno, "file")

@@ -312,6 +312,7 @@ func (q *asker) ask(r joinRequest) (*joinAnswer, error) {
 	return ask(q.t.Context(), q.host, q.token, r)
 }
 
+// Rule 21: the joiner signs cluster, token, both peers and both nonces.
 func TestWhoCannotProveTheInvitationIsNotLetIn(t *testing.T) {
 	a := openMember(t, Options{Dir: t.TempDir()})
 	q := newAsker(t, a)
@@ -425,6 +426,7 @@ func TestAKeyThatOthersMayReadIsNotUsed(t *testing.T) {
 	}
 }
 
+// Rule 15: nobody is away when many seem to be.
 func TestOnlyAMinorityIsTakenForAway(t *testing.T) {
 	view := func(states string) *p2p.View {
 		v := &p2p.View{}

@@ -123,6 +123,7 @@ func (p *promises) hold(t *testing.T, n *Node) {
 	}
 }
 
+// Rule 2: data before name on disk, too.
 // TestPowerLossKeepsWhatWasAcknowledged cuts the power at some moment while
 // several goroutines write, keeps any part of what was not synced, opens what is
 // left, and goes on with that.

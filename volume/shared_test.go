@@ -13,6 +13,7 @@ import (
 	"github.com/cairnfs/cairn/namespace"
 )
 
+// Rule 11: an open asks how far the log is, and waits for it.
 func TestAnOpenSeesWhatWasClosedBeforeOnAnyNode(t *testing.T) {
 	h := newHub(t, 3)
 	a, b, c := h.nodes[0], h.nodes[1], h.nodes[2]
@@ -56,6 +57,7 @@ func TestOpenWithTruncationIsSeenEverywhere(t *testing.T) {
 	a.shows("file", []byte("new"))
 }
 
+// Rule 8: content builds on a version, and a mismatch is laid anew.
 func TestWritesOfTwoNodesToDifferentRangesBothSurvive(t *testing.T) {
 	for _, size := range []int{100, 100_000} {
 		h := newHub(t, 2)
@@ -128,6 +130,7 @@ func TestATruncateAndWritesOfAnotherNodeKeepTheirOrder(t *testing.T) {
 	b.shows("file", want)
 }
 
+// Rule 8: appends go to the end, wherever the kernel thought that was.
 func TestAppendsOfAllNodesAreKeptWholeAndInOrder(t *testing.T) {
 	const records = 60
 	h := newHub(t, 3)
@@ -182,6 +185,7 @@ func checkRecords(t *testing.T, content []byte, nodes, records int) {
 	}
 }
 
+// Rule 6: a timeout means that the outcome is unknown.
 func TestAnAppendWhoseOutcomeIsUnknownIsThereOnce(t *testing.T) {
 	h := newHub(t, 2)
 	a, b := h.nodes[0], h.nodes[1]

@@ -243,6 +243,7 @@ func TestALockSaysThatPagesAreStaleIfAnotherNodeWrote(t *testing.T) {
 	}
 }
 
+// Rule 7: past the deadline handles fail, and what was written goes to a file.
 func TestALostSessionTakesLocksAndSavesWhatWasWritten(t *testing.T) {
 	h := newHub(t, 2)
 	a, b := h.nodes[0], h.nodes[1]
@@ -305,6 +306,7 @@ func write(f *Handle) error {
 	return err
 }
 
+// Rule 14: past the deadline changes fail at once.
 // The node has not been told yet, but its cluster says that there is no session.
 func TestALockIsNotTrustedOnceTheSessionIsOver(t *testing.T) {
 	h := newHub(t, 2)

@@ -80,6 +80,7 @@ func TestAStallerIsSurvivedWithoutABudgetForHedging(t *testing.T) {
 	})
 }
 
+// Rule 22: hedged reads are few, and the loser is cancelled.
 func TestASlowAnswerIsHedgedWithinTheBudgetAndTheLoserIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, client, blocks := spread(t, 3, 3, 1000, 10)
@@ -139,6 +140,7 @@ func TestADamagedLocalCopyIsReplacedByAGoodOne(t *testing.T) {
 	})
 }
 
+// Rule 15: readers try all storage nodes that answer.
 func TestAllNodesAreAskedBeforeABlockIsNotFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := start(t, 5, 2, Options{})

@@ -197,6 +197,7 @@ func TestAPeerThatTakesBlocksButCannotSyncDoesNotCount(t *testing.T) {
 	})
 }
 
+// Rule 15: writers use the first nodes in rank that are there and not full.
 func TestWhenAnOwnerIsDeadOrFullTheNextInRankGetsTheBlock(t *testing.T) {
 	for name, fail := range map[string]func(*testCluster){
 		"dead":   func(c *testCluster) { c.down(true, 1) },
@@ -248,6 +249,7 @@ func TestABlockIsSentOnlyToOwnersThatLackIt(t *testing.T) {
 	})
 }
 
+// Rule 22: what is on its way is bounded.
 func TestPutWaitsWhenTooMuchWaitsToBeSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := start(t, 2, 2, Options{PushBytes: 100_000})
