@@ -123,7 +123,7 @@ func (a *app) clusterRows(s control.Status, row func(name, format string, args .
 		return
 	}
 	row("node", "%s (%s), %s", shortID(s.Node.ID), printable(s.Node.Name), s.Node.Role)
-	leader := "no leader: nothing can be changed"
+	leader := "no leader: nothing can be changed; if most nodes are lost for good, see `cairn recover --help`"
 	switch {
 	case s.Raft.Leader == s.Node.ID:
 		leader = "leader"
