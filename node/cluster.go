@@ -154,7 +154,7 @@ func (c *cluster) members() []p2p.Member {
 func (c *cluster) newGroup() (*raft.Log, error) {
 	return raft.Open(raft.Options{
 		ID: c.member.Raft, State: c.n.state, DB: c.n.index.Pebble(), Journal: c.n.journal, Mark: c.n.blocks.Mark,
-		Transport: c.host, Liveness: c.gossip, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log,
+		Transport: c.host, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log,
 		Failed: c.n.log.fail, SessionEnded: func() { c.n.volume.SessionEnded() },
 	})
 }

@@ -133,11 +133,6 @@ func (g *group) node(id uint64) *member {
 	return g.nodes[id]
 }
 
-// alive says that everybody answers; the group finds out by itself who does not.
-type alive struct{}
-
-func (alive) Health(p2p.PeerID) (p2p.Health, time.Time) { return p2p.Alive, time.Time{} }
-
 // start starts a node on a disk.
 func (g *group) start(id uint64, fs *vfs.MemFS) *member {
 	g.t.Helper()
@@ -156,7 +151,7 @@ func (m *member) run(records []journal.Record) *member {
 	var err error
 	m.log, err = Open(Options{
 		ID: m.id, State: m.state, DB: m.index.Pebble(), Journal: m.journal, Mark: func() uint64 { return 0 },
-		Transport: g.net.Join(peerName(m.id)), Liveness: alive{}, FS: m.fs, Dir: "", Logger: testLogger(t, fmt.Sprint(m.id)),
+		Transport: g.net.Join(peerName(m.id)), FS: m.fs, Dir: "", Logger: testLogger(t, fmt.Sprint(m.id)),
 		Tick: 10 * time.Millisecond, TTL: g.ttl, Timeout: 20 * time.Second,
 		SessionEnded: func() { g.mu.Lock(); m.ends++; g.mu.Unlock() },
 		Failed:       func(err error) { g.mu.Lock(); m.fail = err; g.mu.Unlock() },

@@ -43,7 +43,6 @@ type Options struct {
 	Journal   *journal.Journal
 	Mark      func() uint64 // see solo.Open
 	Transport p2p.Transport
-	Liveness  p2p.Liveness
 	// FS and Dir hold a namespace while it is received.
 	FS  vfs.FS
 	Dir string

@@ -242,7 +242,7 @@ func (n *simNode) open() error {
 	}
 	n.log, err = Open(Options{
 		ID: n.id, State: n.state, DB: n.index.Pebble(), Journal: n.journal, Mark: func() uint64 { return 0 },
-		Transport: simTransport{self: n.slot.peer}, Liveness: alive{}, FS: n.disk.index, Logger: logger,
+		Transport: simTransport{self: n.slot.peer}, FS: n.disk.index, Logger: logger,
 		Clock: func() time.Duration { return time.Duration(n.ticks) * 100 * time.Millisecond },
 	})
 	if err != nil {

@@ -64,6 +64,3 @@ func (l *Log) group() {
 	}
 	l.o.Logger.Info("the group that orders changes is changed", "change", change.String())
 }
-
-// Voters returns which members vote, as this node knows.
-func (l *Log) Voters() []uint64 { return l.status.Load().Voters }
