@@ -37,7 +37,7 @@ const (
 const (
 	packetSize   = 4 << 10 // bytes that memberlist puts in a packet
 	maxPacket    = 64 << 10
-	maxExchange  = 1 << 20 // bytes each way: the state of some 5,000 members
+	maxExchange  = 1 << 20 // bytes each way: the state of some 8,000 members
 	maxQueued    = 32      // packets that wait for a peer; a new one displaces the oldest
 	maxSending   = 4       // packets on their way to a peer
 	maxReceived  = 256     // packets that wait for memberlist
