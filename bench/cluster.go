@@ -338,12 +338,17 @@ func clusterCreate(n int64, onLeader bool) func(context.Context, *rig) (sample, 
 	}
 }
 
-func clusterVisible(ctx context.Context, r *rig) (sample, error) {
-	c, err := r.clustered(ctx)
-	if err != nil {
-		return sample{}, err
+// leading returns the cluster, its leader and another member.
+func (r *rig) leading(ctx context.Context) (c *cluster, leader, other *member, err error) {
+	if c, err = r.clustered(ctx); err != nil {
+		return nil, nil, nil, err
 	}
-	leader, other, err := c.leader(ctx)
+	leader, other, err = c.leader(ctx)
+	return c, leader, other, err
+}
+
+func clusterVisible(ctx context.Context, r *rig) (sample, error) {
+	_, leader, other, err := r.leading(ctx)
 	if err != nil {
 		return sample{}, err
 	}
@@ -352,11 +357,7 @@ func clusterVisible(ctx context.Context, r *rig) (sample, error) {
 }
 
 func clusterDelta(ctx context.Context, r *rig) (sample, error) {
-	c, err := r.clustered(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	leader, _, err := c.leader(ctx)
+	c, leader, _, err := r.leading(ctx)
 	if err != nil {
 		return sample{}, err
 	}
@@ -396,11 +397,7 @@ func clusterRead(ctx context.Context, r *rig) (sample, error) {
 
 // clusterFailover kills the leader, so it comes last.
 func clusterFailover(ctx context.Context, r *rig) (sample, error) {
-	c, err := r.clustered(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	leader, other, err := c.leader(ctx)
+	_, leader, other, err := r.leading(ctx)
 	if err != nil {
 		return sample{}, err
 	}

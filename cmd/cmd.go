@@ -93,7 +93,8 @@ func Main(args []string, std IO) int {
 
 const rootLong = `Cairn keeps files in a deduplicating, content-addressed store. A store is
 mounted as a filesystem, and whatever it holds is also reachable by the hash of
-its content (its CID), without a mount.
+its content (its CID), without a mount. Stores of several machines join to one
+directory that all of them read and write.
 
 The store is in the directory that --dir names, else CAIRN_DIR, else
 $XDG_DATA_HOME/cairn (~/.local/share/cairn). It is created by the first mount

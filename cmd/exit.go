@@ -36,7 +36,7 @@ const exitCodesText = `Exit codes:
   3  not found: the content, file, pin, mount or store does not exist
   4  integrity: stored bytes are not what they should be; the CID is named
   5  unavailable: another process has the store, or does not answer, or there
-     is no FUSE
+     is no FUSE, or too few nodes of the cluster answer
 By the name mount.cairn, as mount(8) runs it, the program has the exit codes of
 mount(8): 1 for usage, 2 if it cannot start, 8 if interrupted, 32 for the rest.`
 
