@@ -142,7 +142,40 @@ func (a *app) root() *cobra.Command {
 		a.inviteCmd(), a.joinCmd(), a.serveCmd(), a.peersCmd(), a.configCmd(), a.recoverCmd(),
 		a.versionCmd(), exitCodesTopic(),
 	)
+	root.SetHelpCommand(helpCmd(root))
 	return root
+}
+
+// helpCmd is cobra's, but that a topic it does not know is a mistake.
+func helpCmd(root *cobra.Command) *cobra.Command {
+	var about *cobra.Command
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Help about a command or topic",
+		Args: func(_ *cobra.Command, args []string) error {
+			found, rest, err := root.Find(args)
+			if err == nil && len(rest) > 0 {
+				err = fmt.Errorf("unknown command %q for %q", rest[0], found.CommandPath())
+			}
+			about = found
+			return err
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			var names []cobra.Completion
+			if found, _, err := root.Find(args); err == nil {
+				for _, c := range found.Commands() {
+					if c.IsAvailableCommand() || c.IsAdditionalHelpTopicCommand() {
+						names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+					}
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(*cobra.Command, []string) error {
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
+	}
 }
 
 // The groups that help shows commands in.
