@@ -185,6 +185,7 @@ func TestNodeThroughCrashes(t *testing.T) {
 						if err := watched.RemoveAll("index"); err != nil {
 							t.Fatal(err)
 						}
+						watched = watch(copyOf(watched.mem)) // so that it is not removed by halves
 					}
 					m = w.reboot(t, watched, sizes)
 				}
