@@ -49,7 +49,7 @@ type cluster struct {
 	log     *slog.Logger
 	member  memberFile
 	self    p2p.PeerID
-	host    *host.Host
+	host    network
 	gossip  *membership.Membership
 	cache   *cache.Cache
 	replica *replica.Replica
@@ -89,7 +89,7 @@ func (n *Node) newCluster() (*cluster, error) {
 		return nil, err
 	}
 	c.self = id
-	if c.host, err = host.Open(host.Options{Key: seed, Listen: c.member.Listen, Logger: c.log, MDNS: true, Cluster: c.member.Cluster}); err != nil {
+	if c.host, err = n.o.network(host.Options{Key: seed, Listen: c.member.Listen, Logger: c.log, MDNS: true, Cluster: c.member.Cluster}); err != nil {
 		return nil, fmt.Errorf("%w on %s: %w", ErrListen, c.member.Listen, err)
 	}
 	if err := c.open(); err != nil {
@@ -154,7 +154,7 @@ func (c *cluster) members() []p2p.Member {
 func (c *cluster) newGroup() (*raft.Log, error) {
 	return raft.Open(raft.Options{
 		ID: c.member.Raft, State: c.n.state, DB: c.n.index.Pebble(), Journal: c.n.journal, Mark: c.n.blocks.Mark,
-		Transport: c.host, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log,
+		Transport: c.host, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log, Clock: c.n.o.clock,
 		Failed: c.n.log.fail, SessionEnded: func() { c.n.volume.SessionEnded() },
 	})
 }
