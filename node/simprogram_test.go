@@ -252,6 +252,13 @@ func (g *program) barrier(ctx context.Context) error {
 	return nil
 }
 
+func (g *program) session() namespace.SessionID {
+	if group := g.n.log.cluster(); group != nil {
+		return group.Session()
+	}
+	return 0
+}
+
 // open opens a file by its name as the kernel does, which is told when the name has
 // come to stand for another file.
 func (g *program) open(ctx context.Context, name string, flags uint32) (*volume.Handle, error) {
@@ -434,6 +441,7 @@ func (g *program) locked() error {
 	}
 	g.w.has(g.p.m.name, locked, content, must)
 	token := g.token(locked)
+	g.w.note("%s.%d has the lock, reads %d tokens, session %d, writes %q", g.p.m.name, g.i, len(content)/tokenSize, g.session(), token)
 	if _, err := h.Write(ctx, []byte(token), int64(len(content))); err != nil {
 		return err
 	}
@@ -443,6 +451,7 @@ func (g *program) locked() error {
 	if err = g.secure(ctx, h); err == nil {
 		err = g.v.SyncDir(ctx, namespace.RootIno)
 	}
+	g.w.note("%s.%d gives up the lock: %v, session %d", g.p.m.name, g.i, err, g.session())
 	if err == nil {
 		g.wrote(locked, token)
 	}

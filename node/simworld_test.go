@@ -102,6 +102,7 @@ func (w *world) run(steps int) {
 		m.shutDown()
 	}
 	w.running.Wait()
+	time.Sleep(time.Minute) // memberlist does not wait for what it began; what goes on then has leaked
 }
 
 // heal ends all that goes wrong, and the programs.
