@@ -23,6 +23,7 @@ type simDisk struct {
 	rng      *rand.Rand
 	slow     time.Duration // a sync takes at most
 	full     bool
+	left     uint64 // bytes, while it is full
 	failing  string // syncs of files below this directory fail
 	capacity uint64
 }
@@ -62,7 +63,7 @@ func (d *simDisk) GetDiskUsage(string) (vfs.DiskUsage, error) {
 	defer d.mu.Unlock()
 	u := vfs.DiskUsage{TotalBytes: d.capacity, AvailBytes: d.capacity / 2}
 	if d.full {
-		u.AvailBytes = d.capacity / 20
+		u.AvailBytes = d.left
 	}
 	u.UsedBytes = u.TotalBytes - u.AvailBytes
 	return u, nil

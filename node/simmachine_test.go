@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/chunker"
 	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/p2p"
@@ -206,7 +207,7 @@ func (p *process) running() *Node {
 
 func (p *process) options() Options {
 	return Options{
-		Dir: filepath.Join(p.m.w.dir, p.m.name), Create: p.m.founder, Listen: "127.0.0.1:4101", Name: p.m.name, Reserve: simCapacity / 16,
+		Dir: filepath.Join(p.m.w.dir, p.m.name), Create: p.m.founder, Listen: "127.0.0.1:4101", Name: p.m.name, Reserve: simCapacity / 8,
 		Chunker: simChunks, FS: p.disk, Random: newSeededReader(p.seed, 5), Logger: p.m.w.logger(p.m.name),
 		journalFile: 256 << 10, network: p.host,
 		clock: func() time.Duration { return time.Since(p.m.w.start) },
@@ -250,7 +251,7 @@ func (p *process) run() {
 // join makes the machine a member, if it is none. It reports whether it is one.
 func (p *process) join() bool {
 	o := p.options()
-	for wait := true; p.ctx.Err() == nil; {
+	for p.ctx.Err() == nil {
 		if _, err := readConfig(o.FS, o.Dir); !errors.Is(err, ErrNoStore) || p.m.founder {
 			return true
 		}
@@ -271,10 +272,8 @@ func (p *process) join() bool {
 		}
 		select {
 		case <-p.ctx.Done():
-			wait = false
 		case <-time.After(time.Second):
 		}
-		_ = wait
 	}
 	return false
 }
@@ -297,7 +296,7 @@ func (p *process) ended(err error) {
 	case errors.Is(err, raft.ErrBehind) && m.stale, errors.Is(err, ErrRemoved) && w.isLeaving(m):
 		m.end, m.on = err, false
 	case errors.Is(err, ErrNoNames):
-	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENOSPC):
+	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENOSPC), errors.Is(err, cas.ErrNoSpace):
 	default:
 		w.failf("%s (disk in trouble: %v) ended: %v", m.name, troubled, err)
 	}

@@ -102,10 +102,14 @@ func (g *program) over() bool { return g.p.ctx.Err() != nil || g.w.healed.Load()
 
 func (g *program) run() {
 	for !g.over() {
+		pause := 800 * time.Millisecond
+		if g.w.quiet.Load() {
+			pause = 40 * time.Second
+		}
 		select {
 		case <-g.p.ctx.Done():
 			return
-		case <-time.After(time.Duration(g.rng.Int64N(int64(800 * time.Millisecond)))):
+		case <-time.After(time.Duration(g.rng.Int64N(int64(pause)))):
 		}
 		if g.over() {
 			return

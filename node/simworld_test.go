@@ -32,6 +32,7 @@ type world struct {
 	machines []*machine
 	running  sync.WaitGroup // whatever must have ended before the world does
 	healed   atomic.Bool
+	quiet    atomic.Bool // programs do little
 	trouble  string // what is wrong with the network or a disk at present
 
 	members
@@ -198,7 +199,8 @@ func (w *world) event() {
 	case 11:
 		w.note("the disk of %s is full", m.name)
 		w.trouble = "disk"
-		m.disturb(func(d *simDisk) { d.full = true })
+		left := []uint64{10, 20}[w.rng.IntN(2)] // for deletes, or not even for those
+		m.disturb(func(d *simDisk) { d.full, d.left = true, d.capacity/left })
 	case 12:
 		dir := []string{segmentsDir, journalDir}[w.rng.IntN(2)]
 		w.note("the disk of %s fails below %s", m.name, dir)
@@ -229,6 +231,8 @@ func (w *world) sleepLong() {
 		d = 11 * time.Minute
 	}
 	w.note("%v pass", d)
+	w.quiet.Store(d > time.Minute) // or files that only grow get too large
+	defer w.quiet.Store(false)
 	for range 10 {
 		time.Sleep(d / 10)
 		w.tendMachines()
