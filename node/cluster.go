@@ -55,6 +55,7 @@ type cluster struct {
 	replica *replica.Replica
 	group   *raft.Log
 	joins   joins
+	known   acquaintances
 
 	stop    context.CancelFunc
 	tending sync.WaitGroup
@@ -137,8 +138,12 @@ func (c *cluster) view() p2p.View {
 func (c *cluster) members() []p2p.Member {
 	var ms []p2p.Member
 	v := c.n.state.View()
+	epoch := uint64(0)
 	if v != nil {
-		ms = slices.Clone(v.Members)
+		ms, epoch = slices.Clone(v.Members), v.Epoch
+	}
+	if told := c.known.newer(epoch); told != nil {
+		return told
 	}
 	if v == nil || v.Member(c.self) == nil {
 		for _, p := range c.member.Peers {
@@ -246,6 +251,7 @@ func (c *cluster) tend(ctx context.Context) {
 			c.attend()
 		case <-tick.C:
 			c.attend()
+			c.acquaint(ctx)
 			c.noticeRemoval()
 			c.announce(ctx)
 			c.lead(ctx)

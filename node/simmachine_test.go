@@ -174,6 +174,20 @@ func (m *machine) shutDown() {
 	m.stop(0)
 }
 
+// takeDisk keeps the machine off until putDisk.
+func (m *machine) takeDisk() *simDisk {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.on = false
+	return m.disk
+}
+
+func (m *machine) putDisk(d *simDisk) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.on, m.disk = true, d
+}
+
 // wipe takes the power and the disk.
 func (m *machine) wipe() {
 	m.mu.Lock()

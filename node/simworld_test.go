@@ -33,7 +33,7 @@ type world struct {
 	running  sync.WaitGroup // whatever must have ended before the world does
 	healed   atomic.Bool
 	quiet    atomic.Bool // programs do little
-	trouble  string // what is wrong with the network or a disk at present
+	trouble  string      // what is wrong with the network or a disk at present
 
 	members
 	history
@@ -85,8 +85,7 @@ func (w *world) logger(name string) *slog.Logger {
 
 // run is the simulation.
 func (w *world) run(steps int) {
-	ctx, cancel := context.WithCancel(context.Background())
-	w.running.Go(func() { w.administrate(ctx) })
+	defer w.end(w.begin())
 	w.machines[0].powerOn()
 	for step := 0; step < steps && !w.t.Failed(); step++ {
 		time.Sleep(time.Duration(w.rng.Int64N(int64(4 * time.Second))))
@@ -98,6 +97,17 @@ func (w *world) run(steps int) {
 	if !w.t.Failed() {
 		w.rest()
 	}
+}
+
+// begin has the operator begin to work, who stops when ctx is cancelled.
+func (w *world) begin() (cancel func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.running.Go(func() { w.administrate(ctx) })
+	return cancel
+}
+
+// end ends everything.
+func (w *world) end(cancel func()) {
 	cancel()
 	for _, m := range w.machines {
 		m.shutDown()
