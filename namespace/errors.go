@@ -36,6 +36,8 @@ var (
 	ErrMember        = errors.New("node is a member already")
 	ErrNoCluster     = errors.New("there is no cluster")
 	ErrCluster       = errors.New("there is a cluster already")
+	ErrMembers       = errors.New("the members have changed meanwhile")
+	ErrNotYet        = errors.New("not possible before all members run a version of cairn that knows it; `cairn doctor` says which do not")
 	// ErrTrimmed says that the history of the instant asked for is gone.
 	ErrTrimmed = errors.New("history has been trimmed") // ESTALE
 )

@@ -32,7 +32,7 @@ const space = index.SpaceNamespace
 //	r session seq                result of a session's command
 //	l ino                        locks
 //	m                            counters and positions, rewritten by every command
-//	f                            format and hash key, written once
+//	f                            version of the namespace (version.go) and hash key
 //
 // "key" is an inode, entry or attribute key from its tag on. No name contains
 // a NUL, so the 00 in a history key is found from the end and no history key is
