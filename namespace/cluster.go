@@ -29,6 +29,8 @@ const (
 	MaxAddr       = 255
 	MaxCopies     = 16
 	MaxLocks      = 8192 // ranges of an inode
+	MaxWaits      = 256  // of all members, for locks
+	MaxWaitRanges = 64   // that who waits holds
 )
 
 // FoundCluster makes a cluster of this node alone. ErrCluster if there is one.
@@ -127,6 +129,10 @@ func (t *txn) doCluster(op Op) error {
 		return t.endSession(op.Session)
 	case *LockRange:
 		return t.lockRange(op)
+	case *TakeTurn:
+		return t.takeTurn(op)
+	case *AwaitLock:
+		return t.awaitLock(op)
 	}
 	return fmt.Errorf("%w: no op", ErrInvalid)
 }
@@ -137,7 +143,8 @@ type clusterTxn struct {
 	changed bool                   // members, or what the view has besides
 	opened  map[SessionID]*session // rarely any
 	ended   []SessionID
-	locks   []Ino // inodes of which a lock was let go
+	locks   []Ino        // inodes of which a lock was let go
+	queues  map[Ino]bool // queues for content that have changed: whether anybody is in it
 
 	session *session // that the command belongs to
 	seq     uint64
@@ -157,6 +164,13 @@ func (t *txn) publishCluster() error {
 	if c.outcome != nil {
 		c.session.keep(c.seq, c.acked, c.outcome)
 	}
+	for ino, any := range c.queues {
+		if any {
+			t.s.queues[ino] = true
+		} else {
+			delete(t.s.queues, ino)
+		}
+	}
 	if !c.changed {
 		return nil
 	}
@@ -172,7 +186,10 @@ func (s *State) loadCluster() (err error) {
 	if s.view, err = loadView(s.db); err != nil {
 		return err
 	}
-	s.sessions, err = loadSessions(s.db)
+	if s.sessions, err = loadSessions(s.db); err != nil {
+		return err
+	}
+	s.queues, err = loadQueues(s.db)
 	return err
 }
 

@@ -22,19 +22,14 @@ import (
 // rebased: the newer content becomes the base, and the ranges written here stay above
 // it. A clean file has none, so it just shows the newer content. Observe marks the
 // file, and whoever uses it next rebases it; a commit that comes too late is refused
-// with ErrConflict, rebases and tries again.
+// with ErrConflict, rebases and tries again (sharedturn.go).
 //
 // Ranges keep their place, so writes of two nodes to different ranges both survive,
 // and where they overlap the last commit wins. What was appended with O_APPEND has no
 // place but the end: it is a tail of the file that moves with a rebase.
 
-const (
-	// maxConflicts is how often a commit is tried. Each refusal means that another
-	// node's succeeded.
-	maxConflicts = 1000
-	// maxSeen bounds the inodes of which is remembered what the kernel has seen.
-	maxSeen = 256 << 10
-)
+// maxSeen bounds the inodes of which is remembered what the kernel has seen.
+const maxSeen = 256 << 10
 
 // randomPause is how long to wait before a conflict is tried again, so that nodes
 // that meet do not meet again.
@@ -274,26 +269,18 @@ func (f *file) fits(off, end int64) bool {
 	return tail < 0 || end <= tail || f.doubt.Load() == nil && off >= tail && end <= f.size
 }
 
-// commitShared is commit of a file that others write, too. Called with move held.
+// commitShared is commit of a file that others write, too. Called with move held,
+// which others may have had meanwhile.
 func (f *file) commitShared(ctx context.Context) error {
 	if f.stale.Load() {
 		if err := f.refresh(ctx); err != nil {
 			return err
 		}
 	}
-	for try := 0; ; try++ {
-		if err := f.expire(ctx); err != nil {
-			return err
-		}
-		err := f.commitOnce(ctx)
-		if !errors.Is(err, namespace.ErrConflict) || try == maxConflicts {
-			return err
-		}
-		time.Sleep(f.v.o.pause(try))
-		if err := f.refresh(ctx); err != nil {
-			return err
-		}
+	if f.clean() {
+		return f.commitOnce(ctx)
 	}
+	return f.inTurn(ctx, func() error { return f.commitOnce(ctx) })
 }
 
 // nameShared proposes new content. Called with move held.
@@ -352,19 +339,25 @@ func (f *file) flush(ctx context.Context) error {
 	return nil
 }
 
-// setSizeShared is setSize. Called with move held.
+// setSizeShared is setSize. Called with move held, which others may have meanwhile.
 func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) error {
 	if err := f.secureShared(ctx); err != nil {
 		return err
 	}
-	d := &doubt{tail: -1}
-	f.doubt.Store(d)
-	res, err := f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv})
+	var res namespace.Result
+	err := f.inTurn(ctx, func() (err error) {
+		d := &doubt{tail: -1}
+		f.doubt.Store(d)
+		if res, err = f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv}); err != nil {
+			f.doubted(d, res)
+			return err
+		}
+		f.doubt.Store(nil)
+		return nil
+	})
 	if err != nil {
-		f.doubted(d, res)
 		return err
 	}
-	f.doubt.Store(nil)
 	n := res.Inodes[0]
 	if n.Version > res.Index {
 		f.stale.Store(true)
