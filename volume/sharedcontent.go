@@ -406,17 +406,26 @@ func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle
 // replaced. Ask after a lock was granted; if so, drop all pages of the inode before the
 // kernel is told of the lock, and then call Dropped with the version.
 func (h *Handle) Stale() (version uint64, stale bool) {
-	v := h.f.v
-	if !v.Shared() {
-		return 0, false
+	version = h.f.outdated()
+	return version, version != 0
+}
+
+// outdated returns the version of the content if the kernel may have pages of another,
+// else 0.
+func (f *file) outdated() uint64 {
+	if !f.v.Shared() {
+		return 0
 	}
-	version = h.f.version.Load()
-	return version, !v.seen.is(h.f.ino, version)
+	version := f.version.Load()
+	if f.v.seen.is(f.ino, version) {
+		return 0
+	}
+	return version
 }
 
 // Dropped says that the kernel's pages of the inode were dropped after Stale had
-// returned the version.
-func (h *Handle) Dropped(version uint64) { h.f.v.seen.set(h.f.ino, version) }
+// returned the version, or attributes with it as Outdated.
+func (v *Volume) Dropped(ino namespace.Ino, version uint64) { v.seen.set(ino, version) }
 
 // arrived is called with each request about the handle. The first one says that the
 // kernel knows of the handle, and so has dropped its pages if it was to.
