@@ -81,3 +81,54 @@ func TestWhoFollowsAFileThatGrowsElsewhereReadsNoZeros(t *testing.T) {
 		t.Errorf("read %d bytes, want %d", len(got), len(want))
 	}
 }
+
+// The kernel sends the bytes that were written, not the pages that it has of them, so
+// what another node wrote into the same page since is not undone.
+func TestTwoNodesThatWriteIntoOnePageKeepEachOthersBytes(t *testing.T) {
+	c, a, b := newSharedCluster(t)
+	const size, records = 3 * 4096, 300
+	write(t, a.path("f"), string(make([]byte, size)))
+	want := make([][]byte, len(c.nodes))
+	var all sync.WaitGroup
+	for i, n := range c.nodes {
+		want[i] = make([]byte, size)
+		all.Go(func() {
+			f, err := os.OpenFile(n.path("f"), os.O_RDWR, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			got := make([]byte, size)
+			for r := range records {
+				// Every second byte triple is a node's own.
+				at := (r*37%(size/6))*6 + i*3
+				p := []byte{byte(i + 1), byte(r), byte(r >> 8)}
+				copy(want[i][at:], p)
+				_, err := f.WriteAt(p, int64(at))
+				if err == nil && r%3 == 0 {
+					err = f.Sync()
+				}
+				if err == nil {
+					_, err = f.ReadAt(got, 0) // and the kernel has the pages
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if !bytes.Equal(got[at:at+3], p) {
+					t.Errorf("node %d reads %v at %d, where it wrote %v", i, got[at:at+3], at, p)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	both := make([]byte, size)
+	for i := range both {
+		both[i] = want[i/3%2][i]
+	}
+	for _, n := range []*node{a, b} {
+		wantContent(t, n.path("f"), string(both))
+	}
+}

@@ -39,15 +39,18 @@ type Turn struct {
 }
 
 func (t *txn) takeTurn(op *TakeTurn) error {
+	ino := op.Ino
 	if op.Leave == 0 {
 		if t.s.sessions[op.Session] == nil {
 			return ErrSession
 		}
-		if _, err := t.file(op.Ino); err != nil {
+		n, err := t.file(ino)
+		if err != nil {
 			return err
 		}
+		ino = n.ino // of Created
 	}
-	v, held, err := t.locks(numberKey(nil, tagLocks, uint64(op.Ino)))
+	v, held, err := t.locks(numberKey(nil, tagLocks, uint64(ino)))
 	if err != nil {
 		return err
 	}
@@ -57,12 +60,12 @@ func (t *txn) takeTurn(op *TakeTurn) error {
 		held = place(held, Lock{Session: op.Session, Kind: LockTurn, Mode: Exclusive, Ticket: t.index})
 	case op.Leave != 0 && at >= 0 && held[at].Ticket == op.Leave:
 		held = slices.Delete(held, at, at+1)
-		t.cluster.locks = append(t.cluster.locks, op.Ino)
+		t.cluster.locks = append(t.cluster.locks, ino)
 	default:
 		return nil
 	}
 	v.value = encodeLocks(held)
-	t.queueChanged(op.Ino, held)
+	t.queueChanged(ino, held)
 	return nil
 }
 

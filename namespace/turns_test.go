@@ -91,6 +91,9 @@ func TestWhoQueuesForContentIsServedInOrder(t *testing.T) {
 
 	w.want(w.by(1, &TakeTurn{Session: w.sessions[0], Ino: w.ino}), ErrSession)
 	w.want(w.by(1, &TakeTurn{Session: w.sessions[1], Ino: 999}), ErrNotFound)
+	w.want(w.by(1, &Create{Parent: RootIno, Name: "new", Mode: TypeRegular}, &TakeTurn{Session: w.sessions[2], Ino: Created}), nil)
+	w.want(w.by(1, &Truncate{Ino: w.lookup(RootIno, "new"), Size: 1}), ErrTurn)
+	w.want(w.by(2, &Truncate{Ino: w.lookup(RootIno, "new"), Size: 1}), nil)
 	w.want(w.by(1, &TakeTurn{Session: w.sessions[1], Ino: RootIno}), ErrIsDir)
 	if n := len(dumpPrefix(t, w.db, tagLocks)); n != 0 {
 		t.Errorf("%d queues remain", n)

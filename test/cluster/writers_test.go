@@ -11,6 +11,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Rule 8: who is refused queues, so nobody starves.
@@ -65,4 +67,40 @@ func TestNodesThatWriteOneFileAllTheTimeAllGetTheirTurn(t *testing.T) {
 	for _, n := range r.nodes {
 		ok(t, holds(n.path("shared"), want))
 	}
+}
+
+// Rule 13: every write that carries O_DSYNC or O_SYNC is durable before its reply. In a
+// cluster that means named on a majority, and its content on two nodes: the one that
+// wrote it is killed while the file is still open.
+func TestASyncedWriteIsOnOtherNodesBeforeItReturns(t *testing.T) {
+	needsNet(t)
+	r := newCluster(t, 3)
+	r.awaitVoters(3)
+	a, b := r.nodes[0], r.nodes[1]
+	want := files{}
+	for i, how := range []struct {
+		name         string
+		flags, write int
+	}{
+		{"dsync", unix.O_DSYNC, 0}, {"sync", unix.O_SYNC, 0}, {"one-write", 0, unix.RWF_DSYNC}, {"append", unix.O_APPEND | unix.O_DSYNC, 0},
+	} {
+		for _, size := range []int{100, 70_000, 900_000} {
+			name := fmt.Sprint(how.name, size)
+			want[name] = random(uint64(i*10+size), size)
+			fd, err := unix.Open(a.path(name), unix.O_WRONLY|unix.O_CREAT|how.flags, 0o644)
+			ok(t, err)
+			defer unix.Close(fd) // of a mount that is gone by then
+			half := size / 2
+			for _, part := range []struct{ from, to int }{{0, half}, {half, size}} {
+				n, err := unix.Pwritev2(fd, [][]byte{want[name][part.from:part.to]}, int64(part.from), how.write)
+				if err != nil || n != part.to-part.from {
+					t.Fatalf("write %s: %d, %v", name, n, err)
+				}
+			}
+		}
+	}
+	kill(a)
+	r.leader(r.others(a)...)
+	b.writable()
+	want.check(t, b)
 }
