@@ -113,6 +113,10 @@ func turns(held []Lock) []Turn {
 	return queue
 }
 
+// MayQueue reports whether TakeTurn and AwaitLock may be proposed: whoever applies the
+// log must know them. A node that is alone has no use for them.
+func (s *State) MayQueue() bool { return s.View() != nil }
+
 // Turns returns the queue for the content of an inode: whose turn it is comes first.
 // That there is none, as nearly always, costs no reading.
 func (s *State) Turns(ino Ino) ([]Turn, error) {

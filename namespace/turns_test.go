@@ -186,6 +186,9 @@ func TestTheQueueForContentIsAsAList(t *testing.T) {
 		if r.IntN(20) == 0 { // as stored
 			s2 = must(Open(w.db, Options{}))
 		}
+		if step%50 == 0 {
+			w.check()
+		}
 		if got := must(s2.Turns(w.ino)); !slices.Equal(got, queue) {
 			t.Fatalf("step %d: the queue is %v, want %v", step, got, queue)
 		}

@@ -32,22 +32,22 @@ type AwaitLock struct {
 // Wait is what a program waits for.
 type Wait struct {
 	Owner uint64 // the program, as its node numbers it
-	Wants Range
-	Has   []Range
+	Wants LockedRange
+	Has   []LockedRange
 	// Ahead says that the program's own node has given it what it wants, as far as
 	// others on that node go: they wait for it, if they want the same.
 	Ahead bool
 }
 
-// Range is a part of an inode that is locked.
-type Range struct {
+// LockedRange is a part of an inode that is locked.
+type LockedRange struct {
 	Ino        Ino
 	Start, End uint64 // first and last byte
 	Write      bool   // for one owner alone
 }
 
 // excludes reports whether two owners cannot have both.
-func (r *Range) excludes(o *Range) bool {
+func (r *LockedRange) excludes(o *LockedRange) bool {
 	return r.Ino == o.Ino && r.Start <= o.End && o.Start <= r.End && (r.Write || o.Write)
 }
 
@@ -66,7 +66,7 @@ type sessionWait struct {
 
 // hinders reports whether w is in the way of o.
 func (w *sessionWait) hinders(o *sessionWait) bool {
-	return w.program != o.program && (slices.ContainsFunc(w.Has, func(r Range) bool { return r.excludes(&o.Wants) }) ||
+	return w.program != o.program && (slices.ContainsFunc(w.Has, func(r LockedRange) bool { return r.excludes(&o.Wants) }) ||
 		w.Ahead && w.session == o.session && w.Wants.excludes(&o.Wants))
 }
 
@@ -193,23 +193,23 @@ func decodeStoredWait(session SessionID, id uint64, value []byte) (sessionWait, 
 }
 
 func encodeWait(w *Wait) *namespacepb.Wait {
-	m := &namespacepb.Wait{Owner: w.Owner, Wants: encodeRange(w.Wants), Ahead: w.Ahead}
+	m := &namespacepb.Wait{Owner: w.Owner, Wants: encodeLocked(w.Wants), Ahead: w.Ahead}
 	for _, r := range w.Has {
-		m.Has = append(m.Has, encodeRange(r))
+		m.Has = append(m.Has, encodeLocked(r))
 	}
 	return m
 }
 
-func encodeRange(r Range) *namespacepb.Range {
-	return &namespacepb.Range{Ino: uint64(r.Ino), Start: r.Start, End: r.End, Write: r.Write}
+func encodeLocked(r LockedRange) *namespacepb.LockedRange {
+	return &namespacepb.LockedRange{Ino: uint64(r.Ino), Start: r.Start, End: r.End, Write: r.Write}
 }
 
 func decodeWait(m *namespacepb.Wait) (*Wait, error) {
-	w := &Wait{Owner: m.GetOwner(), Ahead: m.GetAhead(), Wants: decodeRange(m.GetWants())}
+	w := &Wait{Owner: m.GetOwner(), Ahead: m.GetAhead(), Wants: decodeLocked(m.GetWants())}
 	unknown := hasUnknown(m) || m.GetWants() != nil && hasUnknown(m.GetWants())
 	for _, r := range m.GetHas() {
 		unknown = unknown || hasUnknown(r)
-		w.Has = append(w.Has, decodeRange(r))
+		w.Has = append(w.Has, decodeLocked(r))
 	}
 	if unknown {
 		return nil, fmt.Errorf("%w: unknown field of a wait", ErrVersion)
@@ -217,6 +217,6 @@ func decodeWait(m *namespacepb.Wait) (*Wait, error) {
 	return w, nil
 }
 
-func decodeRange(m *namespacepb.Range) Range {
-	return Range{Ino: Ino(m.GetIno()), Start: m.GetStart(), End: m.GetEnd(), Write: m.GetWrite()}
+func decodeLocked(m *namespacepb.LockedRange) LockedRange {
+	return LockedRange{Ino: Ino(m.GetIno()), Start: m.GetStart(), End: m.GetEnd(), Write: m.GetWrite()}
 }

@@ -4,11 +4,13 @@ import (
 	"testing"
 )
 
-func waits(s SessionID, id, owner uint64, wants Range, has ...Range) *AwaitLock {
+func waits(s SessionID, id, owner uint64, wants LockedRange, has ...LockedRange) *AwaitLock {
 	return &AwaitLock{Session: s, ID: id, Wait: &Wait{Owner: owner, Wants: wants, Has: has}}
 }
 
-func exclusive(ino Ino, at uint64) Range { return Range{Ino: ino, Start: at, End: at, Write: true} }
+func exclusive(ino Ino, at uint64) LockedRange {
+	return LockedRange{Ino: ino, Start: at, End: at, Write: true}
+}
 
 func TestAWaitThatClosesACircleOfProgramsIsRefused(t *testing.T) {
 	w := newWriters(t, 3)
@@ -18,7 +20,7 @@ func TestAWaitThatClosesACircleOfProgramsIsRefused(t *testing.T) {
 	w.want(w.by(1, waits(b, 1, 7, z, y)), nil)
 	w.want(w.by(2, waits(c, 1, 7, x, z)), ErrDeadlock)
 	w.want(w.by(2, waits(c, 1, 7, x)), nil) // it holds nothing
-	w.want(w.by(2, waits(c, 2, 8, Range{Ino: 5, Start: 0, End: 9}, z)), ErrDeadlock)
+	w.want(w.by(2, waits(c, 2, 8, LockedRange{Ino: 5, Start: 0, End: 9}, z)), ErrDeadlock)
 	// Another program of the same node has what is waited for: no circle of programs.
 	w.want(w.by(2, waits(c, 3, 9, exclusive(7, 0), z)), nil)
 	// Once the first waits no longer, or for something else, there is none.
@@ -40,7 +42,7 @@ func TestAWaitThatClosesACircleOfProgramsIsRefused(t *testing.T) {
 func TestTwoWhoReadDoNotWaitForEachOther(t *testing.T) {
 	w := newWriters(t, 2)
 	a, b := w.sessions[0], w.sessions[1]
-	shared := func(at uint64) Range { return Range{Ino: 5, Start: at, End: at + 5} }
+	shared := func(at uint64) LockedRange { return LockedRange{Ino: 5, Start: at, End: at + 5} }
 	w.want(w.by(0, waits(a, 1, 1, shared(0), shared(10))), nil)
 	w.want(w.by(1, waits(b, 1, 1, shared(12), shared(2))), nil)
 	w.want(w.by(0, waits(a, 1, 1, exclusive(5, 2), shared(10))), nil)
@@ -80,7 +82,7 @@ func TestWaitsAreLimited(t *testing.T) {
 	}
 	w.want(w.by(1, waits(w.sessions[1], 1, 1, exclusive(5, 1))), ErrInvalid)
 	w.want(w.by(0, waits(w.sessions[0], 0, 0, exclusive(5, 2))), nil) // in place of another
-	w.want(w.by(0, waits(w.sessions[0], 0, 0, exclusive(5, 2), make([]Range, MaxWaitRanges+1)...)), ErrInvalid)
+	w.want(w.by(0, waits(w.sessions[0], 0, 0, exclusive(5, 2), make([]LockedRange, MaxWaitRanges+1)...)), ErrInvalid)
 	w.want(w.by(0, &AwaitLock{Session: w.sessions[0], ID: 5}), nil)
 	w.want(w.by(1, waits(w.sessions[1], 1, 1, exclusive(5, 1))), nil)
 }
@@ -100,9 +102,9 @@ func TestCirclesAreThoseOfAllPairs(t *testing.T) {
 			delete(waiting, at)
 			continue
 		}
-		spot := func() Range {
+		spot := func() LockedRange {
 			from := r.Uint64N(places)
-			return Range{Ino: 5, Start: from, End: min(places, from+r.Uint64N(2)), Write: r.IntN(2) == 0}
+			return LockedRange{Ino: 5, Start: from, End: min(places, from+r.Uint64N(2)), Write: r.IntN(2) == 0}
 		}
 		op := waits(w.sessions[at.node], uint64(at.id), r.Uint64N(programs), spot())
 		op.Wait.Ahead = r.IntN(4) == 0
@@ -164,6 +166,7 @@ func TestCirclesAreThoseOfAllPairs(t *testing.T) {
 			t.FailNow()
 		}
 	}
+	w.check()
 	if refused < 50 || taken < 50 {
 		t.Errorf("%d waits were refused and %d not", refused, taken)
 	}

@@ -271,16 +271,20 @@ func (f *file) fits(off, end int64) bool {
 
 // commitShared is commit of a file that others write, too. Called with move held,
 // which others may have had meanwhile.
-func (f *file) commitShared(ctx context.Context) error {
+func (f *file) commitShared(ctx context.Context) error { return f.retry(ctx, f.commitOnce) }
+
+// retry calls commit until it builds on what the namespace has. Called with move held,
+// which others may have had meanwhile.
+func (f *file) retry(ctx context.Context, commit func(context.Context) error) error {
 	if f.stale.Load() {
 		if err := f.refresh(ctx); err != nil {
 			return err
 		}
 	}
 	if f.clean() {
-		return f.commitOnce(ctx)
+		return commit(ctx)
 	}
-	return f.inTurn(ctx, func() error { return f.commitOnce(ctx) })
+	return f.inTurn(ctx, func() error { return commit(ctx) })
 }
 
 // nameShared proposes new content. Called with move held.

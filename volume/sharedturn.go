@@ -38,7 +38,7 @@ func (f *file) inTurn(ctx context.Context, do func() error) (err error) {
 		}
 	}()
 	for refused := 0; ; refused++ {
-		if refused >= maxRefusals || f.v.othersFirst(f.ino) {
+		if refused >= maxRefusals && f.v.o.State.MayQueue() || f.v.othersFirst(f.ino) {
 			f.move.Unlock()
 			ticket, err = f.v.awaitTurn(ctx, f.ino)
 			f.move.Lock()

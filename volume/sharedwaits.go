@@ -103,7 +103,7 @@ func (w *lockWait) say(wait *namespace.Wait) error {
 	if session != w.session {
 		w.said, w.session = nil, session // it went with the session
 	}
-	if session == 0 || wait == nil && w.said == nil || wait != nil && reflect.DeepEqual(wait, w.said) {
+	if session == 0 || !w.v.o.State.MayQueue() || wait == nil && w.said == nil || wait != nil && reflect.DeepEqual(wait, w.said) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lockAgain)
@@ -127,7 +127,7 @@ func (w *lockWait) describe() *namespace.Wait {
 	}
 	return &namespace.Wait{
 		Owner: w.r.Owner, Ahead: ahead, Has: has,
-		Wants: namespace.Range{Ino: w.r.space.ino, Start: w.r.Start, End: w.r.End, Write: w.r.Write},
+		Wants: namespace.LockedRange{Ino: w.r.space.ino, Start: w.r.Start, End: w.r.End, Write: w.r.Write},
 	}
 }
 
@@ -187,7 +187,7 @@ func (v *Volume) beforeLess(ino namespace.Ino, owner uint64) (done func()) {
 	all := v.waits.of(owner)
 	for _, w := range all {
 		w.mu.Lock()
-		if w.said != nil && (w.said.Wants.Ino == 0 || slices.ContainsFunc(w.said.Has, func(r namespace.Range) bool { return r.Ino == ino })) {
+		if w.said != nil && (w.said.Wants.Ino == 0 || slices.ContainsFunc(w.said.Has, func(r namespace.LockedRange) bool { return r.Ino == ino })) {
 			w.takeBack()
 		}
 	}
@@ -201,7 +201,7 @@ func (v *Volume) beforeLess(ino namespace.Ino, owner uint64) (done func()) {
 // holdings returns what the owner of w holds by locks of fcntl(2), but for what was
 // granted to him here and not in the cluster yet, and whether w was and somebody here
 // waits behind it. pending are all his waits.
-func (t *lockTable) holdings(w *lockWait, pending []*lockWait) (has []namespace.Range, ahead bool) {
+func (t *lockTable) holdings(w *lockWait, pending []*lockWait) (has []namespace.LockedRange, ahead bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for s, f := range t.files {
@@ -223,10 +223,10 @@ func (t *lockTable) holdings(w *lockWait, pending []*lockWait) (has []namespace.
 			}
 		}
 		for _, h := range locks {
-			has = append(has, namespace.Range{Ino: s.ino, Start: h.start, End: h.end, Write: h.write})
+			has = append(has, namespace.LockedRange{Ino: s.ino, Start: h.start, End: h.end, Write: h.write})
 		}
 	}
-	slices.SortFunc(has, func(a, b namespace.Range) int {
+	slices.SortFunc(has, func(a, b namespace.LockedRange) int {
 		return cmp.Or(cmp.Compare(a.Ino, b.Ino), cmp.Compare(a.Start, b.Start))
 	})
 	f := t.files[w.r.space]

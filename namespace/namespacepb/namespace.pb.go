@@ -3113,8 +3113,8 @@ func (x *AwaitLock) GetWait() *Wait {
 type Wait struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Owner         uint64                 `protobuf:"varint,1,opt,name=owner,proto3" json:"owner,omitempty"`
-	Wants         *Range                 `protobuf:"bytes,2,opt,name=wants,proto3" json:"wants,omitempty"`
-	Has           []*Range               `protobuf:"bytes,3,rep,name=has,proto3" json:"has,omitempty"`
+	Wants         *LockedRange           `protobuf:"bytes,2,opt,name=wants,proto3" json:"wants,omitempty"`
+	Has           []*LockedRange         `protobuf:"bytes,3,rep,name=has,proto3" json:"has,omitempty"`
 	Ahead         bool                   `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3157,14 +3157,14 @@ func (x *Wait) GetOwner() uint64 {
 	return 0
 }
 
-func (x *Wait) GetWants() *Range {
+func (x *Wait) GetWants() *LockedRange {
 	if x != nil {
 		return x.Wants
 	}
 	return nil
 }
 
-func (x *Wait) GetHas() []*Range {
+func (x *Wait) GetHas() []*LockedRange {
 	if x != nil {
 		return x.Has
 	}
@@ -3178,7 +3178,7 @@ func (x *Wait) GetAhead() bool {
 	return false
 }
 
-type Range struct {
+type LockedRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Start         uint64                 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
@@ -3188,20 +3188,20 @@ type Range struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Range) Reset() {
-	*x = Range{}
+func (x *LockedRange) Reset() {
+	*x = LockedRange{}
 	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Range) String() string {
+func (x *LockedRange) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Range) ProtoMessage() {}
+func (*LockedRange) ProtoMessage() {}
 
-func (x *Range) ProtoReflect() protoreflect.Message {
+func (x *LockedRange) ProtoReflect() protoreflect.Message {
 	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -3213,33 +3213,33 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Range.ProtoReflect.Descriptor instead.
-func (*Range) Descriptor() ([]byte, []int) {
+// Deprecated: Use LockedRange.ProtoReflect.Descriptor instead.
+func (*LockedRange) Descriptor() ([]byte, []int) {
 	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
-func (x *Range) GetIno() uint64 {
+func (x *LockedRange) GetIno() uint64 {
 	if x != nil {
 		return x.Ino
 	}
 	return 0
 }
 
-func (x *Range) GetStart() uint64 {
+func (x *LockedRange) GetStart() uint64 {
 	if x != nil {
 		return x.Start
 	}
 	return 0
 }
 
-func (x *Range) GetEnd() uint64 {
+func (x *LockedRange) GetEnd() uint64 {
 	if x != nil {
 		return x.End
 	}
 	return 0
 }
 
-func (x *Range) GetWrite() bool {
+func (x *LockedRange) GetWrite() bool {
 	if x != nil {
 		return x.Write
 	}
@@ -3779,13 +3779,13 @@ const file_namespace_proto_rawDesc = "" +
 	"\tAwaitLock\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12,\n" +
-	"\x04wait\x18\x03 \x01(\v2\x18.cairn.namespace.v1.WaitR\x04wait\"\x90\x01\n" +
+	"\x04wait\x18\x03 \x01(\v2\x18.cairn.namespace.v1.WaitR\x04wait\"\x9c\x01\n" +
 	"\x04Wait\x12\x14\n" +
-	"\x05owner\x18\x01 \x01(\x04R\x05owner\x12/\n" +
-	"\x05wants\x18\x02 \x01(\v2\x19.cairn.namespace.v1.RangeR\x05wants\x12+\n" +
-	"\x03has\x18\x03 \x03(\v2\x19.cairn.namespace.v1.RangeR\x03has\x12\x14\n" +
-	"\x05ahead\x18\x04 \x01(\bR\x05ahead\"W\n" +
-	"\x05Range\x12\x10\n" +
+	"\x05owner\x18\x01 \x01(\x04R\x05owner\x125\n" +
+	"\x05wants\x18\x02 \x01(\v2\x1f.cairn.namespace.v1.LockedRangeR\x05wants\x121\n" +
+	"\x03has\x18\x03 \x03(\v2\x1f.cairn.namespace.v1.LockedRangeR\x03has\x12\x14\n" +
+	"\x05ahead\x18\x04 \x01(\bR\x05ahead\"]\n" +
+	"\vLockedRange\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x03 \x01(\x04R\x03end\x12\x14\n" +
@@ -3866,7 +3866,7 @@ var file_namespace_proto_goTypes = []any{
 	(*TakeTurn)(nil),     // 36: cairn.namespace.v1.TakeTurn
 	(*AwaitLock)(nil),    // 37: cairn.namespace.v1.AwaitLock
 	(*Wait)(nil),         // 38: cairn.namespace.v1.Wait
-	(*Range)(nil),        // 39: cairn.namespace.v1.Range
+	(*LockedRange)(nil),  // 39: cairn.namespace.v1.LockedRange
 	(*Session)(nil),      // 40: cairn.namespace.v1.Session
 	(*Outcome)(nil),      // 41: cairn.namespace.v1.Outcome
 	(*Locks)(nil),        // 42: cairn.namespace.v1.Locks
@@ -3910,8 +3910,8 @@ var file_namespace_proto_depIdxs = []int32{
 	25, // 34: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
 	25, // 35: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
 	38, // 36: cairn.namespace.v1.AwaitLock.wait:type_name -> cairn.namespace.v1.Wait
-	39, // 37: cairn.namespace.v1.Wait.wants:type_name -> cairn.namespace.v1.Range
-	39, // 38: cairn.namespace.v1.Wait.has:type_name -> cairn.namespace.v1.Range
+	39, // 37: cairn.namespace.v1.Wait.wants:type_name -> cairn.namespace.v1.LockedRange
+	39, // 38: cairn.namespace.v1.Wait.has:type_name -> cairn.namespace.v1.LockedRange
 	43, // 39: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
 	40, // [40:40] is the sub-list for method output_type
 	40, // [40:40] is the sub-list for method input_type

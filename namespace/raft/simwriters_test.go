@@ -21,12 +21,12 @@ func (w *world) writing(n *simNode, session namespace.SessionID) namespace.Op {
 		data := []byte{byte(w.rng.IntN(256))}
 		return &namespace.SetContent{Ino: file.Ino, Base: file.Version, Content: namespace.Content{Inline: data, Length: 1}, Size: 1}
 	}
-	spot := func() namespace.Range {
-		return namespace.Range{Ino: file.Ino, Start: w.rng.Uint64N(4), End: 4, Write: w.chance(500)}
+	spot := func() namespace.LockedRange {
+		return namespace.LockedRange{Ino: file.Ino, Start: w.rng.Uint64N(4), End: 4, Write: w.chance(500)}
 	}
 	wait := &namespace.AwaitLock{Session: session, ID: w.rng.Uint64N(3)}
 	if w.chance(700) {
-		wait.Wait = &namespace.Wait{Owner: w.rng.Uint64N(2), Wants: spot(), Has: []namespace.Range{spot()}, Ahead: w.chance(300)}
+		wait.Wait = &namespace.Wait{Owner: w.rng.Uint64N(2), Wants: spot(), Has: []namespace.LockedRange{spot()}, Ahead: w.chance(300)}
 	}
 	return wait
 }
