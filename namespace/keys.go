@@ -30,7 +30,8 @@ const space = index.SpaceNamespace
 //	v id                         invitation
 //	S session                    session
 //	r session seq                result of a session's command
-//	l ino                        locks
+//	l ino                        locks, and the queue for the content
+//	w session id                 wait for a lock
 //	m                            counters and positions, rewritten by every command
 //	f                            version of the namespace (version.go) and hash key
 //
@@ -56,6 +57,7 @@ const (
 	tagSession  = 'S'
 	tagOutcome  = 'r'
 	tagLocks    = 'l'
+	tagWait     = 'w'
 	tagMeta     = 'm'
 	tagFormat   = 'f'
 )
