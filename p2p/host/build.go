@@ -89,7 +89,10 @@ func (h *Host) build(key crypto.PrivKey, id peer.ID, preferred []security) (err 
 	if err != nil {
 		return err
 	}
-	return h.swarm.AddTransport(transport)
+	if err := h.swarm.AddTransport(transport); err != nil {
+		return err
+	}
+	return h.buildQUIC(key)
 }
 
 // resourceLimits bounds what all peers together, and each, can occupy. A cluster has
