@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,17 +70,20 @@ func TestFilesFromBeforeTheClusterSurviveTheirNodeOnceTheyAreSyncedAnew(t *testi
 		n.mount(append(slices.Clone(slowRepair), "--join", first.invite())...)
 	}
 	r.awaitVoters(3)
+	start := time.Now()
 	ok(t, addTo(first.path("appended"), []byte("more")))
 	ok(t, addTo(second.path("appended-elsewhere"), []byte("more")))
 	ok(t, clone(first.path("copy"), first.path("copied")))
 	cid := first.must("add", "-q", first.path("added"))
+	t.Logf("named anew in %v", since(start))
 	if s := first.status(); s.Blocks.UnderReplicated == 0 && s.Blocks.PassDone {
 		t.Fatal("repair has copied everything: nothing is proved")
 	}
 	third.awaitApplied(first)
 
 	lose(first)
-	third.writable() // there is a leader again
+	t.Logf("written again after %v", third.writable())
+	start = time.Now()
 	for _, n := range []*node{second, third} {
 		for name, want := range map[string][]byte{
 			"appended":           append(slices.Clone(old["appended"]), "more"...),
@@ -91,6 +95,7 @@ func TestFilesFromBeforeTheClusterSurviveTheirNodeOnceTheyAreSyncedAnew(t *testi
 			}
 		}
 	}
+	t.Logf("read in %v", since(start))
 	if out := second.must("cat", cid); out != strings.TrimSpace(string(old["added"])) {
 		t.Errorf("what was added has %d bytes", len(out))
 	}
