@@ -279,7 +279,7 @@ func (w *world) final() {
 		}
 		g := newProgram(m.process(), n, 9)
 		for _, file := range []string{appended, locked} {
-			g.finds(ctx, file)
+			g.findsAll(ctx, file)
 		}
 		for i := range registers {
 			if err := g.read(i); err != nil {
@@ -296,8 +296,8 @@ func (w *world) final() {
 	}
 }
 
-// finds checks a file that all use.
-func (g *program) finds(ctx context.Context, file string) {
+// findsAll checks a file of tokens.
+func (g *program) findsAll(ctx context.Context, file string) {
 	must := g.w.acknowledged(file)
 	h, err := g.open(ctx, file, syscall.O_RDONLY)
 	if errors.Is(err, namespace.ErrNotFound) && len(must) == 0 {
@@ -313,7 +313,7 @@ func (g *program) finds(ctx context.Context, file string) {
 		g.w.failf("%s cannot read %s: %v", g.p.m.name, file, err)
 		return
 	}
-	g.w.has(g.p.m.name, file, content, must)
+	g.finds(file, content, must)
 }
 
 // registerModel is a name that stands for a version of a file.

@@ -50,14 +50,25 @@ func (w *world) memberEvent(m *machine) {
 				return
 			}
 		}
-	case w.chance(300):
-		m.copyDisk()
-	case w.chance(300):
-		w.lose(m)
-	case w.chance(300):
-		w.retire(m)
-	case w.chance(300):
-		w.putBack(m)
+	case w.chance(700):
+		w.settle()
+		if m = w.any(); m == nil {
+			return
+		}
+		switch w.rng.IntN(4) {
+		case 0:
+			m.copyDisk()
+		case 1:
+			w.lose(m)
+		case 2:
+			w.retire(m)
+		case 3:
+			if m.hasCopy() {
+				w.putBack(m)
+			} else {
+				m.copyDisk()
+			}
+		}
 	default:
 		copies := w.rng.IntN(4)
 		if copies == 1 {
@@ -70,6 +81,19 @@ func (w *world) memberEvent(m *machine) {
 				w.note("copies are to be %d: %v", copies, n.SetCopies(ctx, copies))
 			}
 		})
+	}
+}
+
+// settle lets the cluster come to where it can stand more, while programs go on. It
+// may take long only if members were away for long.
+func (w *world) settle() {
+	w.calm()
+	for range 30 {
+		if w.steady() == "" {
+			return
+		}
+		time.Sleep(time.Second)
+		w.tendMachines()
 	}
 }
 
@@ -95,6 +119,12 @@ func (m *machine) copyDisk() {
 	defer m.mu.Unlock()
 	m.w.note("the disk of %s is copied", m.name)
 	m.old, m.oldID = m.disk.clone(0, m.rng), m.id
+}
+
+func (m *machine) hasCopy() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.old != nil && m.oldID == m.id
 }
 
 // lose wipes the disk of a machine whose loss the cluster must survive.
@@ -138,13 +168,8 @@ func (w *world) leave(m *machine, drain bool) {
 // putBack puts an older copy of its disk in a machine. Whether its log is too old the
 // others can tell if they have all that it acknowledged; see the simulation of the log.
 func (w *world) putBack(m *machine) {
-	m.mu.Lock()
-	old := m.old
-	if m.oldID != m.id {
-		old = nil
-	}
-	m.mu.Unlock()
-	if s := w.steady(); old == nil || s != "" || !w.level() {
+	if s := w.steady(); s != "" || !w.level() {
+		w.note("no old copy is put back in %s: %s", m.name, s)
 		return
 	}
 	w.note("an old copy of the disk of %s is put back", m.name)
@@ -154,7 +179,7 @@ func (w *world) putBack(m *machine) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.proc.die()
-	m.proc, m.disk, m.stale, m.old = nil, old, true, nil
+	m.proc, m.disk, m.stale, m.old = nil, m.old, true, nil
 	m.back = time.Now()
 }
 
