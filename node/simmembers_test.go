@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/node/control"
 	"github.com/cairnfs/cairn/p2p"
@@ -55,7 +57,9 @@ func (w *world) memberEvent(m *machine) {
 		if m = w.any(); m == nil {
 			return
 		}
-		switch w.rng.IntN(4) {
+		switch w.rng.IntN(5) {
+		case 4:
+			w.rot(m)
 		case 0:
 			m.copyDisk()
 		case 1:
@@ -139,6 +143,37 @@ func (w *world) lose(m *machine) {
 	m.mu.Lock()
 	m.on = false
 	m.mu.Unlock()
+}
+
+// rot changes a byte of a block that a machine has, and has all that it has verified,
+// as check does.
+func (w *world) rot(m *machine) {
+	n := m.node()
+	if s := w.steady(); s != "" || n == nil {
+		w.note("%s keeps its bytes: %s", m.name, s)
+		return
+	}
+	// What is not in the index yet counts as a torn tail at the next start.
+	if err := n.index.Flush(); err != nil {
+		w.note("%s keeps its bytes: %v", m.name, err)
+		return
+	}
+	var disk *simDisk
+	m.disturb(func(d *simDisk) { disk = d })
+	const head = 512 // more than that of the file
+	indexed := n.index.Blocks().IndexedTo
+	segment, end := indexed>>32, int64(uint32(indexed))
+	if end <= head {
+		return
+	}
+	at := head + w.rng.Int64N(end-head)
+	if err := disk.flip(n.o.FS.PathJoin(n.path(segmentsDir), fmt.Sprintf("%010d.segment", segment)), at); err != nil {
+		w.failf("flip a byte: %v", err)
+	}
+	m.rotten = true
+	bad := 0
+	err := n.blocks.Check(context.Background(), func(cas.CID, error) { bad++ })
+	w.note("byte %d of %d of the blocks of %s is another one, %d are bad: %v", at, end, m.name, bad, err)
 }
 
 // retire has a machine leave, after its blocks were moved.
@@ -256,7 +291,7 @@ func (w *world) invite(ctx context.Context, m *machine) {
 	}
 	var inv control.Invitation
 	err := w.operate(ctx, m, func(ctx context.Context, n *Node) (err error) {
-		inv, err = n.Invite(ctx, control.InviteOptions{})
+		inv, err = n.Invite(ctx, control.InviteOptions{Role: m.role.String()})
 		return err
 	})
 	w.note("%s is invited: %v", m.name, err)
