@@ -126,7 +126,8 @@ type Cache struct {
 	places   map[[cas.HashSize]byte]place
 	pending  map[[cas.HashSize]byte][]byte // blocks not written yet; their bytes lie in pieces
 	filling  *piece
-	writing  int // pieces handed to the writer and not written
+	writing  int      // pieces handed to the writer and not written
+	spare    []*piece // that were written, to be used again
 	files    map[uint32]*file
 	bytes    int64 // of files
 	stats    Stats
@@ -242,8 +243,9 @@ func (c *Cache) get(cid cas.CID, buf []byte) (cas.Block, bool) {
 	hash := cid.Hash()
 	c.mu.Lock()
 	if data, ok := c.pending[hash]; ok && cid.Defined() {
-		c.mu.Unlock() // pieces do not change once they are written to
-		b, err := cas.Verify(cid, append(buf[:0], data...))
+		buf = append(buf[:0], data...)
+		c.mu.Unlock()
+		b, err := cas.Verify(cid, buf)
 		return b, err == nil
 	}
 	at, ok := c.places[hash]
@@ -340,8 +342,7 @@ func (c *Cache) makeRoom(size int) bool {
 		c.hand()
 		switch {
 		case c.writing < maxPieces:
-			room := max(size, int(min(maxPiece, c.fileSize/4)))
-			c.filling = &piece{bytes: make([]byte, 0, room)}
+			c.filling = c.piece(max(size, int(min(maxPiece, c.fileSize/4))))
 		case c.o.wait:
 			c.idle.Wait()
 		default:
@@ -349,6 +350,16 @@ func (c *Cache) makeRoom(size int) bool {
 		}
 	}
 	return false
+}
+
+// piece returns an empty piece with so much room; mu is held.
+func (c *Cache) piece(room int) *piece {
+	if last := len(c.spare) - 1; last >= 0 && cap(c.spare[last].bytes) >= room {
+		p := c.spare[last]
+		c.spare = c.spare[:last]
+		return p
+	}
+	return &piece{bytes: make([]byte, 0, room)}
 }
 
 // add appends a block to the piece, which has room for it, and returns its copy.

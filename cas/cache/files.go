@@ -163,12 +163,15 @@ func (c *Cache) write() {
 			c.writePiece(p)
 			c.mu.Lock()
 			c.writing--
+			// No block of it is pending any more, so nobody refers to its bytes.
+			c.spare = append(c.spare, &piece{bytes: p.bytes[:0], records: p.records[:0]})
 			c.idle.Broadcast()
 			c.mu.Unlock()
 		case <-tick.C:
 			c.mu.Lock()
 			if c.writing == 0 {
 				c.hand()
+				c.spare = nil // an idle cache keeps no memory
 			}
 			c.mu.Unlock()
 		case <-c.stop:

@@ -65,6 +65,10 @@ const (
 	MaxBlocks = 1024
 	// MaxPayload is how many bytes of blocks a message may carry, as stored.
 	MaxPayload = 4 << 20
+
+	// An answer may begin its last block when it is almost full.
+	maxAnswer = answerHead + MaxBlocks*entryHead + MaxPayload + cas.MaxBlockSize
+	entryHead = 1 + formSize
 )
 
 // ErrBadMessage says that a peer sent what is no message of this protocol, or not

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/p2p/exchange"
 )
 
 // Limits of Prefetch: as many blocks may be on their way, in messages with so many,
@@ -122,17 +123,18 @@ func (r *Replica) fetchMany(cl *cluster, p *peer, b *batch) {
 		}
 		ctx, cancel := context.WithTimeout(r.ctx, prefetchTimeout)
 		defer cancel()
-		var came group
-		err := p.GetMany(ctx, b.cids, func(c cas.CID, block cas.Block, err error) error {
-			if err != nil {
-				r.blame(attempt{p: p, err: err}, &failures{of: make(map[*peer]bool)})
-			} else {
-				r.keep(cl, block, false)
+		err := p.GetMany(ctx, b.cids, func(came exchange.Parcel) error {
+			for i, err := range came.Errs {
+				if err != nil {
+					r.blame(attempt{p: p, err: err}, &failures{of: make(map[*peer]bool)})
+				} else {
+					r.keep(cl, came.Blocks[i], false)
+				}
 			}
-			fl := b.flights[n]
-			n++
-			if asked := r.flights.land(c, fl, block, err); err == nil {
-				r.recent.add(&came, block, asked)
+			r.recent.add(came)
+			for _, err := range came.Errs {
+				r.flights.land(b.cids[n], b.flights[n], cas.Block{}, err)
+				n++
 			}
 			return nil
 		})

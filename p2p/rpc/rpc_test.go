@@ -36,7 +36,7 @@ func serve(t testing.TB, h p2p.Handler, limits rpc.Limits) rpc.Open {
 			if err != nil {
 				return
 			}
-			tasks.Go(func() { _ = rpc.Serve(ctx, c, "client", h, limits) })
+			tasks.Go(func() { _ = rpc.Serve(ctx, c, "client", h.Lending(), limits, new(rpc.Memory)) })
 		}
 	})
 	t.Cleanup(func() { stop(); l.Close(); tasks.Wait() })
@@ -47,7 +47,7 @@ func serve(t testing.TB, h p2p.Handler, limits rpc.Limits) rpc.Open {
 }
 
 func newClient(t testing.TB, open rpc.Open) *rpc.Client {
-	c := rpc.NewClient("server", open)
+	c := rpc.NewClient("server", open, new(rpc.Memory))
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -303,7 +303,7 @@ func TestServeReturnsWhenItsContextEnds(t *testing.T) {
 	defer a.Close()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- rpc.Serve(ctx, b, "client", echo, rpc.Limits{}) }()
+	go func() { done <- rpc.Serve(ctx, b, "client", p2p.Handler(echo).Lending(), rpc.Limits{}, nil) }()
 	stop()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
