@@ -8,13 +8,14 @@
 // blocks in it that were read since they were written are written again, to the
 // newest. So blocks leave about in the order in which they were last used, and the
 // disk sees large writes in sequence only. All numbers are little endian. A file
-// begins with 16 bytes:
+// begins with a page of 4096 bytes:
 //
 //	0  8  "cairnche"
-//	8  4  version, 1
-//	12 4  zero
+//	8  4  version, 2
+//	12    zero
 //
-// and goes on with records, each a header of 48 bytes and the block as it is:
+// and goes on with records, one after the other or, with zeros between, from the next
+// page on. Each is a header of 48 bytes and the block as it is:
 //
 //	0  4  "CrnC"
 //	4  1  codec of the CID
@@ -26,11 +27,17 @@
 // Where blocks lie is known in memory only, about 100 bytes for each, and read from
 // the headers at the start. Put copies to memory; a goroutine writes. Nothing is
 // ever synced.
+//
+// What is written are whole pages, so that on Linux they go to the disk from where they
+// are (O_DIRECT). A copy in the kernel's memory would cost as much as half of receiving
+// the block, and push out what is read again: the kernel has the same bytes as pages of
+// the file that they were read for.
 package cache
 
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,8 +53,9 @@ import (
 	"github.com/cairnfs/cairn/index/stamp"
 )
 
-// FormatVersion is the version of the cache's files. Open refuses any other.
-const FormatVersion = 1
+// FormatVersion is the version of the cache's files. Open refuses a newer one, and empties
+// a cache of an older one.
+const FormatVersion = 2
 
 // DefaultMaxBytes is the limit of a cache unless another is given.
 const DefaultMaxBytes = 10 << 30
@@ -61,6 +69,7 @@ const (
 
 // What waits to be written is bounded: pieces of up to a MiB, or one block.
 const (
+	minMemory = 64 << 10
 	maxPiece  = 1 << 20
 	maxPieces = 6
 )
@@ -136,6 +145,7 @@ type Cache struct {
 
 	// The rest belongs to the writer.
 	active *file
+	direct vfs.File // active, for writes around the kernel's memory; nil if there are none
 	next   uint32
 
 	pieces  chan *piece
@@ -163,7 +173,13 @@ func Open(o Options) (*Cache, error) {
 	if o.Random == nil {
 		o.Random = rand.Reader
 	}
-	if _, err := stamp.Open(o.FS, o.Dir, "cache", FormatVersion, o.Random); err != nil {
+	_, err := stamp.Open(o.FS, o.Dir, "cache", FormatVersion, o.Random)
+	if other := new(stamp.VersionError); errors.As(err, &other) && other.Found < FormatVersion {
+		if err = o.FS.RemoveAll(o.Dir); err == nil {
+			_, err = stamp.Open(o.FS, o.Dir, "cache", FormatVersion, o.Random)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open block cache: %w", err)
 	}
 	c := &Cache{
@@ -320,11 +336,11 @@ func (c *Cache) Put(ctx context.Context, blocks ...cas.Block) error {
 	defer c.mu.Unlock()
 	for _, b := range blocks {
 		hash := b.CID().Hash()
-		size := int64(headerSize + len(b.Data()))
-		if !b.CID().Defined() || fileHeaderSize+size > c.fileSize || c.holds(hash) {
+		size := headerSize + len(b.Data())
+		if !b.CID().Defined() || fileHeaderSize+int64(pages(size)) > c.fileSize || c.holds(hash) {
 			continue
 		}
-		if !c.makeRoom(int(size)) {
+		if !c.makeRoom(size) {
 			return nil
 		}
 		c.pending[hash] = c.filling.add(hash, byte(b.CID().Codec()), b.Data())
@@ -342,7 +358,7 @@ func (c *Cache) makeRoom(size int) bool {
 		c.hand()
 		switch {
 		case c.writing < maxPieces:
-			c.filling = c.piece(max(size, int(min(maxPiece, c.fileSize/4))))
+			c.filling = c.piece(max(size, int(min(maxPiece, c.fileSize-fileHeaderSize))))
 		case c.o.wait:
 			c.idle.Wait()
 		default:
@@ -359,7 +375,9 @@ func (c *Cache) piece(room int) *piece {
 		c.spare = c.spare[:last]
 		return p
 	}
-	return &piece{bytes: make([]byte, 0, room)}
+	room = pages(room)
+	// So much memory begins with a page, as O_DIRECT needs it.
+	return &piece{bytes: make([]byte, 0, max(room, minMemory))[:0:room]}
 }
 
 // add appends a block to the piece, which has room for it, and returns its copy.
@@ -419,7 +437,7 @@ func (c *Cache) Close() error {
 	c.mu.Unlock()
 	close(c.stop)
 	c.stopped.Wait()
-	var first error
+	first := c.endDirect()
 	for _, f := range c.files {
 		if err := f.File.Close(); err != nil && first == nil {
 			first = err

@@ -3,10 +3,13 @@ package cache
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -166,13 +169,15 @@ func TestABitFlippedAnywhereIsNeverReturned(t *testing.T) {
 	for i := range uint64(5) {
 		blocks = append(blocks, castest.Block(t, i, 200))
 	}
-	size := int64(1 << 20)
-	for offset := int64(0); offset < size; offset++ {
+	const end = fileHeaderSize + 5*(headerSize+200)
+	for offset := int64(0); offset < fileHeaderSize+pageSize; offset++ {
+		if offset == 20 {
+			offset = fileHeaderSize - 20 // there is nothing in between
+		}
 		fs := vfs.NewMem()
 		c := open(t, fs, 8<<20)
 		put(t, c, blocks...)
 		closeCache(t, c)
-		size = diskSize(t, fs)
 		flip(t, fs, fs.PathJoin("cache", fileName(1)), offset)
 		c = open(t, fs, 8<<20)
 		held := 0
@@ -186,7 +191,8 @@ func TestABitFlippedAnywhereIsNeverReturned(t *testing.T) {
 				t.Fatal("a block that was lost cannot be put again")
 			}
 		}
-		if inPayload := (offset-fileHeaderSize)%(headerSize+200) >= headerSize; inPayload && offset >= fileHeaderSize && held != len(blocks)-1 {
+		inPayload := (offset-fileHeaderSize)%(headerSize+200) >= headerSize
+		if inPayload && offset >= fileHeaderSize && offset < end && held != len(blocks)-1 {
 			t.Errorf("a bit of a block at %d leaves %d blocks of %d", offset, held, len(blocks))
 		}
 		closeCache(t, c)
@@ -217,7 +223,7 @@ func TestAFileCutShortAnywhereLosesItsEndOnly(t *testing.T) {
 	for i := range uint64(10) {
 		blocks = append(blocks, castest.Block(t, i, 100))
 	}
-	for cut := int64(0); cut < 10*148+16; cut += 37 {
+	for cut := int64(0); cut < 10*148+fileHeaderSize; cut += 37 {
 		fs := vfs.NewMem()
 		c := open(t, fs, 8<<20)
 		put(t, c, blocks...)
@@ -225,7 +231,7 @@ func TestAFileCutShortAnywhereLosesItsEndOnly(t *testing.T) {
 		truncate(t, fs, fs.PathJoin("cache", fileName(1)), cut)
 		c = open(t, fs, 8<<20)
 		for i, b := range blocks {
-			if held := holds(t, c, b); held != (16+int64(i+1)*148 <= cut) {
+			if held := holds(t, c, b); held != (fileHeaderSize+int64(i+1)*148 <= cut) {
 				t.Errorf("cut at %d: block %d is held: %v", cut, i, held)
 			}
 		}
@@ -405,6 +411,64 @@ func TestADirectoryOfAnotherKindOrANewerVersionIsLeftAlone(t *testing.T) {
 	}
 }
 
+func TestACacheOfTheVersionBeforeIsEmptied(t *testing.T) {
+	fs := vfs.NewMem()
+	if _, err := stamp.Open(fs, "cache", "cache", FormatVersion-1, bytes.NewReader(make([]byte, 64))); err != nil {
+		t.Fatal(err)
+	}
+	w, err := fs.Create(fs.PathJoin("cache", fileName(7)), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(append([]byte(fileMagic), 1, 0, 0, 0, 0, 0, 0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b := castest.Block(t, 1, 1000)
+	for range 2 {
+		c := open(t, fs, 1<<20)
+		put(t, c, b)
+		if !holds(t, c, b) {
+			t.Error("a block is not held after it was put")
+		}
+		closeCache(t, c)
+	}
+	if names, err := fs.List("cache"); err != nil || slices.Contains(names, fileName(7)) {
+		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// The files of a real disk are written around the kernel's memory, in pieces of all
+// lengths, and read as any others.
+func TestBlocksOfAllSizesAreReadBackFromADisk(t *testing.T) {
+	o := Options{Dir: filepath.Join(t.TempDir(), "cache"), MaxBytes: 64 << 20, Logger: quiet(), wait: true}
+	rng := rand.New(rand.NewPCG(1, 2))
+	var blocks []cas.Block
+	for round := range 3 {
+		c, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 60 {
+			b := castest.Block(t, uint64(round<<32|i), rng.IntN(1+rng.IntN(200_000)))
+			blocks = append(blocks, b)
+			put(t, c, b)
+			if rng.IntN(10) == 0 {
+				c.Flush()
+			}
+		}
+		c.Flush()
+		for i, b := range blocks {
+			if !holds(t, c, b) {
+				t.Errorf("round %d: block %d is gone", round, i)
+			}
+		}
+		closeCache(t, c)
+	}
+}
+
 func TestTheFormatOfFilesStays(t *testing.T) {
 	fs := vfs.NewMem()
 	c := open(t, fs, 8<<20)
@@ -422,11 +486,16 @@ func TestTheFormatOfFilesStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "636169726e6368650100000000000000" +
-		"43726e435500000005000000ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f38654673" +
-		"68656c6c6f"
-	if s := fmt.Sprintf("%x", got); s != want {
-		t.Errorf("%s", s)
+	want := make([]byte, 2*pageSize)
+	copy(want, "cairnche\x02")
+	record, err := hex.DecodeString("43726e435500000005000000ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f38654673" +
+		"68656c6c6f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(want[pageSize:], record)
+	if !bytes.Equal(got, want) {
+		t.Errorf("%x", got)
 	}
 }
 
@@ -457,7 +526,8 @@ func BenchmarkPutAndGet(b *testing.B) {
 // FuzzFile: whatever a file of the cache holds, nothing wrong is returned.
 func FuzzFile(f *testing.F) {
 	b := castest.Block(f, 1, 50)
-	head := append([]byte(fileMagic), 1, 0, 0, 0, 0, 0, 0, 0)
+	head := make([]byte, fileHeaderSize)
+	copy(head, fileMagic+"\x02")
 	hash := b.CID().Hash()
 	f.Add(append(appendHeader(head, hash, byte(cas.Raw), 50), b.Data()...))
 	f.Add(head)

@@ -18,10 +18,14 @@ import (
 const (
 	suffix         = ".cache"
 	fileMagic      = "cairnche"
-	fileHeaderSize = 16
+	pageSize       = 4 << 10 // the least that O_DIRECT writes, of any disk
+	fileHeaderSize = pageSize
 	recordMagic    = "CrnC"
 	headerSize     = 48
 )
+
+// pages returns how many bytes the pages have that n bytes take.
+func pages(n int) int { return (n + pageSize - 1) / pageSize * pageSize }
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
@@ -106,13 +110,17 @@ func (c *Cache) eachRecord(f *file, fn func(hash [cas.HashSize]byte, at place)) 
 			return false
 		}
 		hash, codec, size, ok := parseHeader(head[:])
+		if next := int64(pages(int(offset))); head[0] == 0 && next > offset {
+			offset = next
+			continue
+		}
 		if !ok || offset+headerSize+int64(size) > f.size {
 			return false
 		}
 		fn(hash, place{file: f.number, offset: uint32(offset), size: uint32(size), codec: codec})
 		offset += headerSize + int64(size)
 	}
-	return offset == f.size
+	return int64(pages(int(offset))) == f.size
 }
 
 // release lets go of a file that was being read.
@@ -183,7 +191,8 @@ func (c *Cache) write() {
 // writePiece writes a piece and enters its blocks. If it cannot be written, its
 // blocks are forgotten.
 func (c *Cache) writePiece(p *piece) {
-	offset, err := c.append(p.bytes)
+	rest := pages(len(p.bytes)) - len(p.bytes)
+	offset, err := c.append(append(p.bytes, make([]byte, rest)...))
 	if err != nil {
 		c.failed("write", err)
 	}
@@ -211,7 +220,7 @@ func (c *Cache) append(b []byte) (offset int64, err error) {
 		}
 	}
 	offset = c.active.size
-	if _, err := c.active.WriteAt(b, offset); err != nil {
+	if err := c.writeAt(b, offset); err != nil {
 		if offset == fileHeaderSize {
 			c.drop(c.active)
 		}
@@ -223,6 +232,44 @@ func (c *Cache) append(b []byte) (offset int64, err error) {
 	c.bytes += int64(len(b))
 	c.mu.Unlock()
 	return offset, nil
+}
+
+// writeAt writes whole pages to the active file: directly to the disk, unless its file
+// system does not want that.
+func (c *Cache) writeAt(b []byte, offset int64) error {
+	if c.direct != nil {
+		if _, err := c.direct.WriteAt(b, offset); err == nil {
+			return nil
+		}
+		if err := c.endDirect(); err != nil {
+			return err
+		}
+	}
+	_, err := c.active.WriteAt(b, offset)
+	return err
+}
+
+// beginDirect prepares for writes to the active file that go directly to the disk.
+func (c *Cache) beginDirect() {
+	v, err := c.o.FS.OpenReadWrite(c.path(c.active.number), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return // there is another way
+	}
+	if setDirect(v) != nil {
+		_ = v.Close() // nothing was written to it
+		return
+	}
+	c.direct = v
+}
+
+// endDirect ends such writes.
+func (c *Cache) endDirect() error {
+	if c.direct == nil {
+		return nil
+	}
+	err := c.direct.Close()
+	c.direct = nil
+	return err
 }
 
 // roll makes a new file the active one, with room for need bytes, and removes old
@@ -239,6 +286,9 @@ func (c *Cache) roll(need int64) error {
 		// into memory.
 		again = append(again, c.used(oldest, min(c.fileSize/2, maxAgain)-kept, &kept))
 		c.drop(oldest)
+	}
+	if err := c.endDirect(); err != nil {
+		c.failed("close", err)
 	}
 	c.next++
 	v, err := c.o.FS.OpenReadWrite(c.path(c.next), vfs.WriteCategoryUnspecified)
@@ -259,8 +309,9 @@ func (c *Cache) roll(need int64) error {
 	c.bytes += f.size
 	c.mu.Unlock()
 	c.active = f
+	c.beginDirect()
 	for i := range again {
-		if f.size+int64(len(again[i].bytes))+need > c.fileSize || len(again[i].bytes) == 0 {
+		if f.size+int64(pages(len(again[i].bytes)))+need > c.fileSize || len(again[i].bytes) == 0 {
 			continue
 		}
 		c.writePiece(&again[i])

@@ -11,11 +11,13 @@ import (
 )
 
 // Limits of Prefetch: as many blocks may be on their way, in messages with so many,
-// and so many messages at once, each with about exchange.MaxPayload bytes at most.
+// and so many messages at once, each with about exchange.MaxPayload bytes at most. A
+// message has less than a MiB as a rule: it then stays in the processor's cache while it
+// is encrypted, and is received without being moved.
 const (
 	maxPrefetch      = 256
-	prefetchBatch    = 32
-	prefetchMessages = 4
+	prefetchBatch    = 12
+	prefetchMessages = 8
 	prefetchTimeout  = 30 * time.Second
 )
 

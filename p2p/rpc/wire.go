@@ -42,7 +42,7 @@ const MaxOutstanding = 64
 const (
 	headerSize = 9
 	chunkSize  = 64 << 10
-	readBuffer = 32 << 10
+	readBuffer = 4 << 10 // for headers and small messages; what a large one has in it is copied twice
 	// believed is how much memory a header alone can claim, in bytes: that of a
 	// block. When that much of the payload has come, the rest is allocated, so that
 	// receiving a large one copies little.
