@@ -24,6 +24,18 @@
 //	12 32 BLAKE3 hash of the block
 //	44 4  CRC32C of bytes 0 to 43
 //
+// Blocks that came together are kept as they came, in a parcel, which begins on a page
+// with an index:
+//
+//	0  4  "CrnP"
+//	4  4  number of blocks, at most 1024
+//	8  4  length of the bytes behind the index, which are whole pages
+//	12 4  CRC32C of bytes 0 to 11 and of the entries
+//	16    entries, and zeros up to the next page
+//
+// An entry is 41 bytes: codec (1), where the block begins in those bytes (4), its length
+// (4), its hash (32).
+//
 // Where blocks lie is known in memory only, about 100 bytes for each, and read from
 // the headers at the start. Put copies to memory; a goroutine writes. Nothing is
 // ever synced.
@@ -67,11 +79,11 @@ const (
 	maxFileSize = 256 << 20
 )
 
-// What waits to be written is bounded: pieces of up to a MiB, or one block.
+// What waits to be written is bounded: pieces of up to a MiB, or one block, or a parcel.
 const (
 	minMemory = 64 << 10
 	maxPiece  = 1 << 20
-	maxPieces = 6
+	maxPieces = 12
 )
 
 // writeAfter is how long a block waits for others to be written with.
@@ -104,24 +116,26 @@ type Stats struct {
 // place says where a block lies.
 type place struct {
 	file   uint32
-	offset uint32 // of the record
-	size   uint32 // of the block
+	offset uint32 // of its bytes
+	size   uint32
 	codec  byte
 	used   bool // read since it was written
 }
 
 // piece is what is written at once.
 type piece struct {
+	index   []byte // of a parcel, else empty
 	bytes   []byte
 	records []record
+	done    func() // of a parcel: nobody refers to bytes any more
 }
 
 // record is a block in a piece.
 type record struct {
 	hash   [cas.HashSize]byte
 	codec  byte
-	offset int // of the header in the piece
-	size   int // of the block
+	offset int // in bytes
+	size   int
 }
 
 // Cache is the open cache. Its methods may be called from any number of goroutines.
@@ -287,7 +301,7 @@ func (c *Cache) get(cid cas.CID, buf []byte) (cas.Block, bool) {
 		buf = make([]byte, at.size)
 	}
 	buf = buf[:at.size]
-	err := f.read(buf, int64(at.offset)+headerSize)
+	err := f.read(buf, int64(at.offset))
 	if err == nil {
 		var b cas.Block
 		if b, err = cas.Verify(cid, buf); err == nil {
@@ -382,9 +396,9 @@ func (c *Cache) piece(room int) *piece {
 
 // add appends a block to the piece, which has room for it, and returns its copy.
 func (p *piece) add(hash [cas.HashSize]byte, codec byte, data []byte) []byte {
-	p.records = append(p.records, record{hash, codec, len(p.bytes), len(data)})
 	p.bytes = appendHeader(p.bytes, hash, codec, len(data))
 	at := len(p.bytes)
+	p.records = append(p.records, record{hash, codec, at, len(data)})
 	p.bytes = append(p.bytes, data...)
 	return p.bytes[at:len(p.bytes):len(p.bytes)]
 }

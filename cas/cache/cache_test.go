@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -466,6 +467,150 @@ func TestBlocksOfAllSizesAreReadBackFromADisk(t *testing.T) {
 			}
 		}
 		closeCache(t, c)
+	}
+}
+
+// adopt gives the cache blocks in memory as they might come from a peer, and returns how
+// often done was called so far.
+func adopt(c *Cache, blocks ...cas.Block) (memory []byte, dones *atomic.Int32) {
+	var at []int
+	own := make([]cas.Block, len(blocks))
+	for _, b := range blocks {
+		memory = append(memory, "what the peer says of the block"...)
+		at = append(at, len(memory))
+		memory = append(memory, b.Data()...)
+	}
+	for i, b := range blocks {
+		own[i] = b.Copy(memory[at[i]:][:0:len(b.Data())])
+	}
+	dones = new(atomic.Int32)
+	c.Adopt(memory, own, at, func() {
+		dones.Add(1)
+		clear(memory) // it is somebody else's now
+	})
+	return memory, dones
+}
+
+func TestAdoptedBlocksAreReadBackAndTheirMemoryIsGivenBackOnce(t *testing.T) {
+	for _, o := range []Options{
+		{FS: vfs.NewMem(), Dir: "cache", MaxBytes: 64 << 20, Logger: quiet(), wait: true},
+		{Dir: filepath.Join(t.TempDir(), "cache"), MaxBytes: 64 << 20, Logger: quiet(), wait: true},
+	} {
+		var blocks []cas.Block
+		var dones []*atomic.Int32
+		for round := range uint64(3) {
+			c, err := Open(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range uint64(20) {
+				var came []cas.Block
+				for k := range i % 13 {
+					came = append(came, castest.Block(t, round<<32|i<<16|k, 1+int(i*k*997)))
+				}
+				blocks = append(blocks, came...)
+				_, n := adopt(c, came...)
+				dones = append(dones, n)
+				if i%5 == 2 { // others in between
+					b := castest.Block(t, round<<32|i<<16|1000, 5000)
+					blocks = append(blocks, b)
+					put(t, c, b)
+				}
+				for _, b := range came { // while they wait
+					if !holds(t, c, b) {
+						t.Fatal("a block is gone that was just adopted")
+					}
+				}
+			}
+			c.Flush()
+			for _, b := range blocks {
+				if !holds(t, c, b) {
+					t.Fatal("a block is gone")
+				}
+			}
+			closeCache(t, c)
+		}
+		for i, n := range dones {
+			if n.Load() != 1 {
+				t.Errorf("the memory of parcel %d was given back %d times", i, n.Load())
+			}
+		}
+	}
+}
+
+func TestAParcelThatIsHeldOrTooLargeIsNotKept(t *testing.T) {
+	c := open(t, vfs.NewMem(), 1<<20)
+	defer closeCache(t, c)
+	held, large := castest.Block(t, 1, 1000), castest.Block(t, 2, 100_000)
+	put(t, c, held)
+	for _, b := range []cas.Block{held, large} {
+		if _, n := adopt(c, b); n.Load() != 1 {
+			t.Errorf("a parcel with %d bytes waits", len(b.Data()))
+		}
+	}
+	if !holds(t, c, held) || holds(t, c, large) {
+		t.Error("wrong blocks are held")
+	}
+}
+
+// Whatever bit is wrong in a parcel, its index included, no block is wrong.
+func TestABitFlippedInAParcelIsNeverReturned(t *testing.T) {
+	blocks := []cas.Block{castest.Block(t, 1, 50), castest.Block(t, 2, 60), castest.Block(t, 3, 70)}
+	after := castest.Block(t, 4, 80)
+	const index, data = fileHeaderSize, fileHeaderSize + pageSize
+	for offset := int64(index); offset < data+400; offset++ {
+		if offset == index+parcelHead+3*parcelEntry {
+			offset = data
+		}
+		fs := vfs.NewMem()
+		c := open(t, fs, 8<<20)
+		adopt(c, blocks...)
+		c.Flush()
+		put(t, c, after)
+		closeCache(t, c)
+		flip(t, fs, fs.PathJoin("cache", fileName(1)), offset)
+		c = open(t, fs, 8<<20)
+		held := 0
+		for _, b := range append(blocks, after) {
+			if holds(t, c, b) { // fails the test if bytes are wrong
+				held++
+			}
+		}
+		if offset < data && held != 0 || offset >= data && held < len(blocks) {
+			t.Errorf("a bit at %d leaves %d blocks", offset, held)
+		}
+		closeCache(t, c)
+	}
+}
+
+func TestTheFormatOfParcelsStays(t *testing.T) {
+	fs := vfs.NewMem()
+	c := open(t, fs, 8<<20)
+	b, err := cas.NewBlock(cas.Raw, []byte("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopt(c, b)
+	closeCache(t, c)
+	f, err := fs.Open(fs.PathJoin("cache", fileName(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 3*pageSize)
+	copy(want, "cairnche\x02")
+	index, err := hex.DecodeString("43726e500100000000100000" + "165e629a" +
+		"551f00000005000000ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(want[pageSize:], index)
+	copy(want[2*pageSize:], "what the peer says of the blockhello")
+	if !bytes.Equal(got, want) {
+		t.Errorf("%x", got[pageSize:][:64])
 	}
 }
 

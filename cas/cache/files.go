@@ -109,6 +109,14 @@ func (c *Cache) eachRecord(f *file, fn func(hash [cas.HashSize]byte, at place)) 
 			c.failed("read", err)
 			return false
 		}
+		if string(head[:4]) == parcelMagic {
+			next, ok := c.eachOfParcel(f, offset, fn)
+			if !ok {
+				return false
+			}
+			offset = next
+			continue
+		}
 		hash, codec, size, ok := parseHeader(head[:])
 		if next := int64(pages(int(offset))); head[0] == 0 && next > offset {
 			offset = next
@@ -117,8 +125,9 @@ func (c *Cache) eachRecord(f *file, fn func(hash [cas.HashSize]byte, at place)) 
 		if !ok || offset+headerSize+int64(size) > f.size {
 			return false
 		}
+		offset += headerSize
 		fn(hash, place{file: f.number, offset: uint32(offset), size: uint32(size), codec: codec})
-		offset += headerSize + int64(size)
+		offset += int64(size)
 	}
 	return int64(pages(int(offset))) == f.size
 }
@@ -172,9 +181,14 @@ func (c *Cache) write() {
 			c.mu.Lock()
 			c.writing--
 			// No block of it is pending any more, so nobody refers to its bytes.
-			c.spare = append(c.spare, &piece{bytes: p.bytes[:0], records: p.records[:0]})
+			if p.done == nil {
+				c.spare = append(c.spare, &piece{bytes: p.bytes[:0], records: p.records[:0]})
+			}
 			c.idle.Broadcast()
 			c.mu.Unlock()
+			if p.done != nil {
+				p.done()
+			}
 		case <-tick.C:
 			c.mu.Lock()
 			if c.writing == 0 {
@@ -192,7 +206,7 @@ func (c *Cache) write() {
 // blocks are forgotten.
 func (c *Cache) writePiece(p *piece) {
 	rest := pages(len(p.bytes)) - len(p.bytes)
-	offset, err := c.append(append(p.bytes, make([]byte, rest)...))
+	offset, err := c.append(p.index, append(p.bytes, make([]byte, rest)...))
 	if err != nil {
 		c.failed("write", err)
 	}
@@ -208,30 +222,37 @@ func (c *Cache) writePiece(p *piece) {
 	}
 }
 
-// append writes bytes to the active file, or to a new one if they do not fit or the
-// last attempt failed, and returns where.
-func (c *Cache) append(b []byte) (offset int64, err error) {
-	if c.active != nil && c.active.size+int64(len(b)) > c.fileSize {
+// append writes an index, if there is one, and bytes to the active file, or to a new one
+// if they do not fit or the last attempt failed, and returns where the bytes are.
+func (c *Cache) append(index, b []byte) (offset int64, err error) {
+	size := int64(len(index) + len(b))
+	if c.active != nil && c.active.size+size > c.fileSize {
 		c.active = nil
 	}
 	if c.active == nil {
-		if err := c.roll(int64(len(b))); err != nil {
+		if err := c.roll(size); err != nil {
 			return 0, err
 		}
 	}
 	offset = c.active.size
-	if err := c.writeAt(b, offset); err != nil {
-		if offset == fileHeaderSize {
-			c.drop(c.active)
+	for _, part := range [][]byte{index, b} {
+		if len(part) == 0 {
+			continue
 		}
-		c.active = nil
-		return 0, err
+		if err := c.writeAt(part, offset); err != nil {
+			if c.active.size == fileHeaderSize {
+				c.drop(c.active)
+			}
+			c.active = nil
+			return 0, err
+		}
+		offset += int64(len(part))
 	}
 	c.mu.Lock()
-	c.active.size += int64(len(b))
-	c.bytes += int64(len(b))
+	c.active.size += size
+	c.bytes += size
 	c.mu.Unlock()
-	return offset, nil
+	return offset - int64(len(b)), nil
 }
 
 // writeAt writes whole pages to the active file: directly to the disk, unless its file
@@ -355,7 +376,7 @@ func (c *Cache) used(f *file, most int64, total *int64) (p piece) {
 			return
 		}
 		data := make([]byte, at.size)
-		if err := f.read(data, int64(at.offset)+headerSize); err != nil {
+		if err := f.read(data, int64(at.offset)); err != nil {
 			c.failed("read", err)
 			return
 		}

@@ -101,7 +101,8 @@ func (p Peer) open(w *wanted, c cas.CID, buf []byte) (cas.Block, error) {
 type Parcel struct {
 	Blocks []cas.Block
 	Errs   []error
-	Memory int // bytes
+	Memory []byte
+	At     []int // where each block is in it; -1: elsewhere
 
 	// Free gives the memory back. Nobody may refer to the blocks then. A Parcel that
 	// is never freed is the garbage collector's.
@@ -129,13 +130,17 @@ func (p Peer) GetMany(ctx context.Context, cids []cas.CID, take func(Parcel) err
 		if err != nil {
 			return fmt.Errorf("get blocks: %s: %w: %w", p.where(), cas.ErrCorrupt, err)
 		}
-		came := Parcel{Memory: cap(answer), Free: func() { recycle(answer) }}
+		came := Parcel{Memory: answer, Free: func() { recycle(answer) }}
 		for n := 0; n < len(part) && of[n].status != statusLater; n++ {
 			b, err := p.open(&of[n], part[n], nil)
 			if errors.Is(err, ErrBadMessage) {
 				b, err = p.get(ctx, part[n], flagCheck, nil)
 			}
-			came.Blocks, came.Errs = append(came.Blocks, b), append(came.Errs, err)
+			at := -1
+			if data := b.Data(); err == nil && len(data) > 0 && &data[0] == &answer[of[n].at] {
+				at = of[n].at
+			}
+			came.Blocks, came.Errs, came.At = append(came.Blocks, b), append(came.Errs, err), append(came.At, at)
 		}
 		if len(came.Blocks) == 0 {
 			return fmt.Errorf("get blocks: %s: %w", p.where(), badMessage("an answer without a block"))

@@ -234,6 +234,7 @@ func parseStatuses(b []byte, op byte, count int) (of []status, boot uint64, err 
 type wanted struct {
 	status status
 	stored segment.Stored
+	at     int // where the payload is in the answer
 }
 
 // parseWanted reads the answer to want. Payloads refer to b.
@@ -246,6 +247,7 @@ func parseWanted(b []byte, cids []cas.CID) ([]wanted, error) {
 	for i := range of {
 		if of[i].status = status(p.take(1)[0]); of[i].status == statusYes {
 			of[i].stored = p.stored(cids[i])
+			of[i].at = len(b) - len(p.b) - len(of[i].stored.Payload)
 		}
 	}
 	return of, p.done("answer")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cairnfs/cairn/cas"
@@ -126,14 +127,12 @@ func (r *Replica) fetchMany(cl *cluster, p *peer, b *batch) {
 		ctx, cancel := context.WithTimeout(r.ctx, prefetchTimeout)
 		defer cancel()
 		err := p.GetMany(ctx, b.cids, func(came exchange.Parcel) error {
-			for i, err := range came.Errs {
+			for _, err := range came.Errs {
 				if err != nil {
 					r.blame(attempt{p: p, err: err}, &failures{of: make(map[*peer]bool)})
-				} else {
-					r.keep(cl, came.Blocks[i], false)
 				}
 			}
-			r.recent.add(came)
+			r.recent.add(r.keepAll(cl, came))
 			for _, err := range came.Errs {
 				r.flights.land(b.cids[n], b.flights[n], cas.Block{}, err)
 				n++
@@ -150,4 +149,34 @@ func (r *Replica) fetchMany(cl *cluster, p *peer, b *batch) {
 	if !started {
 		finish()
 	}
+}
+
+// keepAll is keep of what came. What it returns is the parcel whose Free says that this
+// node's memory has no use for it any more; the cache may have.
+func (r *Replica) keepAll(cl *cluster, came exchange.Parcel) exchange.Parcel {
+	var foreign []cas.Block
+	var at []int
+	for i, b := range came.Blocks {
+		hash := b.CID().Hash()
+		switch {
+		case came.Errs[i] != nil:
+		case r.o.Cache == nil || came.At[i] < 0 || cl.owns && cl.table.Owns(&hash, r.self):
+			r.keep(cl, b, false)
+		default:
+			foreign, at = append(foreign, b), append(at, came.At[i])
+		}
+	}
+	if len(foreign) == 0 {
+		return came
+	}
+	var users atomic.Int32
+	users.Store(2)
+	free := came.Free
+	came.Free = func() {
+		if users.Add(-1) == 0 {
+			free()
+		}
+	}
+	r.o.Cache.Adopt(came.Memory, foreign, at, came.Free)
+	return came
 }

@@ -7,11 +7,8 @@ import (
 	"time"
 
 	"github.com/cairnfs/cairn/cas"
-	"github.com/cairnfs/cairn/cas/mem"
 	"github.com/cairnfs/cairn/p2p"
 )
-
-func newCache() *mem.Store { return new(mem.Store) }
 
 // spread returns a cluster whose blocks lie on all owners, and a client that holds
 // nothing.

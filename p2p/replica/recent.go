@@ -51,7 +51,7 @@ func (r *recent) add(p exchange.Parcel) {
 		}
 	}
 	r.groups = append(r.groups, g)
-	r.bytes += p.Memory
+	r.bytes += cap(p.Memory)
 	r.tidy(g)
 	for r.bytes > maxRecent && len(r.groups) > 0 {
 		r.drop(r.groups[0])
@@ -76,7 +76,7 @@ func (r *recent) tidy(g *group) {
 	}
 	if i := slices.Index(r.groups, g); i >= 0 {
 		r.groups = slices.Delete(r.groups, i, i+1)
-		r.bytes -= g.parcel.Memory
+		r.bytes -= cap(g.parcel.Memory)
 	}
 	if g.copying == 0 {
 		g.parcel.Free()

@@ -6,7 +6,6 @@ import (
 	"testing/synctest"
 
 	"github.com/cairnfs/cairn/cas"
-	"github.com/cairnfs/cairn/cas/mem"
 	"github.com/cairnfs/cairn/p2p/exchange"
 )
 
@@ -24,7 +23,7 @@ func TestWhatPrefetchBroughtIsReadFromMemoryOnce(t *testing.T) {
 			n.set(func(p *port) { p.down = true })
 		}
 		cache := client.cache
-		client.Replica.o.Cache = new(mem.Store) // nobody has them any more
+		client.Replica.o.Cache = newCache() // nobody has them any more
 		wantBlocks(t, client, blocks)
 		if _, err := client.Get(t.Context(), cids[0], nil); err == nil {
 			t.Error("a block that was read is still in memory")
@@ -42,9 +41,11 @@ func parcel(blocks []cas.Block, freed *int) exchange.Parcel {
 			clear(b.Data())
 		}
 	}}
+	size := 0
 	for _, b := range blocks {
-		p.Memory += len(b.Data())
+		size += len(b.Data())
 	}
+	p.Memory = make([]byte, size)
 	return p
 }
 
