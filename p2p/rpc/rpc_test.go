@@ -340,3 +340,63 @@ func BenchmarkCall(b *testing.B) {
 		}
 	}
 }
+
+// A handler that has its memory back while it is being sent would send something else.
+func TestAHandlerIsToldOnceWhenItsAnswerIsNotNeededAnyMore(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var given, back, twice atomic.Int32
+	handler := func(context.Context, p2p.PeerID, []byte) ([]byte, func(), error) {
+		answer := bytes.Repeat([]byte{7}, 300<<10)
+		given.Add(1)
+		var told atomic.Bool
+		return answer, func() {
+			if !told.CompareAndSwap(false, true) {
+				twice.Add(1)
+			}
+			clear(answer)
+			back.Add(1)
+		}, nil
+	}
+	served := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			err = rpc.Serve(context.Background(), c, "client", handler, rpc.Limits{}, new(rpc.Memory))
+		}
+		served <- err
+	}()
+	c := rpc.NewClient("server", func(ctx context.Context) (io.ReadWriteCloser, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", l.Addr().String())
+	}, nil)
+	want := bytes.Repeat([]byte{7}, 300<<10)
+	var tasks sync.WaitGroup
+	for i := range 60 {
+		tasks.Go(func() {
+			ctx, cancel := context.WithCancel(within(t))
+			defer cancel()
+			if i%3 == 0 { // some leave while the answer is made, waits, or is under way
+				time.AfterFunc(time.Duration(i)*100*time.Microsecond, cancel)
+			}
+			if got, err := c.Call(ctx); err == nil && !bytes.Equal(got, want) {
+				t.Error("an answer has other bytes")
+			} else if err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	tasks.Wait()
+	for range 20 { // and some answers are lost with the stream
+		tasks.Go(func() { _, _ = c.Call(within(t)) })
+	}
+	c.Close()
+	tasks.Wait()
+	<-served
+	if given.Load() != back.Load() || twice.Load() > 0 {
+		t.Errorf("%d answers, %d given back, %d of them again", given.Load(), back.Load(), twice.Load())
+	}
+}
