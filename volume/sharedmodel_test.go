@@ -324,6 +324,9 @@ func (m *sharedModel) sync(h *sharedHandle) {
 // unanswered names what was written without learning of it at first.
 func (m *sharedModel) unanswered(h *sharedHandle) {
 	n := m.hub.nodes[h.node]
+	if n.othersFirst(h.Ino()) {
+		return // it would have no answer to that it queues, and name nothing
+	}
 	m.log("node %d syncs %d without an answer", h.node, h.Ino())
 	n.setDeaf(true)
 	err := h.Fsync(m.t.Context(), false)
