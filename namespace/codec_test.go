@@ -30,6 +30,8 @@ func everyOp() []Op {
 		&SetAttr{Ino: 1, Mask: 1<<32 - 1, Mode: 2, UID: 3, GID: 4, Atime: -5, Mtime: 6, KillPriv: true},
 		&Truncate{Ino: 1, Size: -1, KillPriv: true},
 		&SetContent{Ino: 1, Base: 2, Content: content, Size: -1, Mtime: -3, KillPriv: true},
+		&PatchContent{Ino: 1, Base: 2, Ranges: []Range{{Off: -1, Data: []byte(name)}, {Off: 4, Data: []byte{0}}}, Size: -3, Mtime: -4},
+		&FoldContent{Ino: 1, Below: 2, UpTo: 1<<64 - 1, Content: content},
 		&SetXattr{Ino: 1, Name: name, Value: []byte(name), Flag: 7, KillSetGID: true},
 		&RemoveXattr{Ino: 1, Name: name},
 		&Reap{Ino: 1},

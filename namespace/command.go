@@ -39,6 +39,10 @@ func (c *Command) RefersToBlocks() bool {
 			if op.Content.Root.Defined() {
 				return true
 			}
+		case *FoldContent:
+			if op.Content.Root.Defined() {
+				return true
+			}
 		case *Pin:
 			return true
 		}

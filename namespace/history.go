@@ -60,6 +60,12 @@ func beganOf(tail, value []byte) (uint64, error) {
 	case tagXattr:
 		_, began, err := decodeXattr(value)
 		return began, err
+	case tagPatch:
+		_, number, ok := splitPatchTail(tail)
+		if !ok {
+			return 0, fmt.Errorf("%w: patch key %x", ErrCorrupt, tail)
+		}
+		return number, nil
 	}
 	return 0, fmt.Errorf("%w: history of a key with tag %#x", ErrCorrupt, tail[0])
 }

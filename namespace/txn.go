@@ -48,7 +48,9 @@ type stagedInode struct {
 	stored  bool   // old exists
 	alive   bool   // record exists
 	dirty   bool
-	history bool // old must be kept in history
+	history bool   // old must be kept in history
+	patch   []byte // that the command makes
+	dropped uint64 // stored patches up to this one are above the content no longer
 }
 
 // stagedEntry is a name that the command has looked at.
@@ -154,6 +156,10 @@ func (t *txn) do(op Op) (*stagedInode, error) {
 		return t.truncate(op)
 	case *SetContent:
 		return t.setContent(op)
+	case *PatchContent:
+		return t.patchContent(op)
+	case *FoldContent:
+		return t.foldContent(op)
 	case *SetXattr:
 		return t.setXattr(op)
 	case *RemoveXattr:
@@ -407,6 +413,9 @@ func (t *txn) writeInode(b *pebble.Batch, n *stagedInode) error {
 			return err
 		}
 		t.keyBuf = inodeKey(t.keyBuf[:0], n.ino)
+	}
+	if err := t.writePatches(b, n); err != nil {
+		return err
 	}
 	wasOrphan, isOrphan := n.stored && n.old.nlink == 0, n.alive && n.nlink == 0
 	if wasOrphan != isOrphan {
