@@ -178,14 +178,14 @@ func (v *Volume) Replay(rec journal.Record) error {
 // now.
 func (v *Volume) restore() error {
 	for ino, records := range v.replayed {
-		n, err := v.o.State.Inode(ino)
+		n, patches, err := v.o.State.Patches(ino)
 		if errors.Is(err, namespace.ErrNotFound) {
 			continue // reaped since
 		}
 		if err != nil {
 			return err
 		}
-		f := v.newFile(n)
+		f := v.newFile(n, patches)
 		var group []replayed
 		for _, r := range records {
 			if r.First {

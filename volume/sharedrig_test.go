@@ -109,7 +109,7 @@ func (h *hub) newMember(i int) *member {
 	m.Volume = New(Options{
 		Store: &h.blocks, Format: testFormat(t), State: m.state, Log: m, Journal: m.journal,
 		Usage:        func() (Usage, error) { return Usage{Total: 1 << 40, Free: 1 << 39, Avail: 1 << 39}, nil },
-		SyncInterval: time.Hour, shareMin: 8 << 10, Logger: quiet,
+		SyncInterval: time.Hour, shareMin: 8 << 10, patchFold: 6, Logger: quiet,
 		Recover: func(name string) (io.WriteCloser, error) {
 			b := &recovered{}
 			m.recovery.Store(name, b)
@@ -151,6 +151,23 @@ func (h *hub) close() {
 			h.t.Error(err)
 		}
 	}
+}
+
+// patches counts the patches and folds in the log.
+func (h *hub) patches() (patches, folds int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.log {
+		for _, op := range c.Ops {
+			switch op.(type) {
+			case *namespace.PatchContent:
+				patches++
+			case *namespace.FoldContent:
+				folds++
+			}
+		}
+	}
+	return patches, folds
 }
 
 // append puts a command into the log.

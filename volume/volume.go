@@ -83,8 +83,11 @@ type Options struct {
 	// inode's number and last name, without slashes. Default: it is dropped.
 	Recover func(name string) (io.WriteCloser, error)
 
-	shareMin int64                       // less in tests
-	pause    func(try int) time.Duration // before a conflict is tried again; for tests
+	// For tests.
+	shareMin  int64                       // less
+	patchMax  int64                       // less; negative: no patches
+	patchFold int                         // less
+	pause     func(try int) time.Duration // before a conflict is tried again
 }
 
 // Volume is one mounted tree of files. Its methods may be called at the same
@@ -103,9 +106,10 @@ type Volume struct {
 	locks    *lockTable
 
 	cluster  atomic.Pointer[Cluster] // nil: not shared
-	watching sync.Mutex              // held while watchers are told
-	watchers []*watcher              // replaced, never changed
-	making   atomic.Int64            // files being created
+	patching patching
+	watching sync.Mutex   // held while watchers are told
+	watchers []*watcher   // replaced, never changed
+	making   atomic.Int64 // files being created
 	seen     seen
 	node     nodeTable
 	quit     chan struct{} // closed by Close
@@ -135,6 +139,12 @@ func New(o Options) *Volume {
 	if o.shareMin == 0 {
 		o.shareMin = defaultShareMin
 	}
+	if o.patchMax == 0 {
+		o.patchMax = defaultPatchMax
+	}
+	if o.patchFold == 0 {
+		o.patchFold = defaultPatchFold
+	}
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 32 << 20
 	}
@@ -152,6 +162,7 @@ func New(o Options) *Volume {
 		replayed: make(map[namespace.Ino][]replayed),
 		drains:   make(chan *file, 64),
 		locks:    newLockTable(),
+		patching: patching{folds: make(chan *file, 64)},
 		quit:     make(chan struct{}),
 	}
 }
@@ -169,6 +180,7 @@ func (v *Volume) Start(ctx context.Context) error {
 	for range drainWorkers {
 		v.done.Go(func() { v.drainLoop(ctx) })
 	}
+	v.done.Go(func() { v.foldLoop(ctx) })
 	v.done.Go(func() { v.tend(ctx) })
 	return nil
 }
@@ -267,14 +279,14 @@ func (v *Volume) acquire(ino namespace.Ino) (*file, error) {
 	}
 	f := v.files[ino]
 	if f == nil {
-		n, err := v.o.State.Inode(ino)
+		n, patches, err := v.o.State.Patches(ino)
 		if err != nil {
 			return nil, err
 		}
 		if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 			return nil, ErrNotRegular
 		}
-		f = v.newFile(n)
+		f = v.newFile(n, patches)
 		v.files[ino] = f
 	}
 	f.opens++
