@@ -13,6 +13,13 @@ import (
 // applies the log must know them. A node that is alone has no use for them.
 func (s *State) MayPatch() bool { return s.View() != nil }
 
+// PatchBytes returns what all patches of current content take.
+func (s *State) PatchBytes() int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return int64(s.meta.patches)
+}
+
 // Patches returns an inode and, as of the same command, the bytes of its patches in
 // the order in which they lie above its content, the lowest first. They are within the
 // inode's size. ErrNotFound if there is none.
