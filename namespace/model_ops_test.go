@@ -451,8 +451,7 @@ func (m *model) write(now int64, n *modelInode, op Op) error {
 		if n.Patches.First == 0 || op.Below != n.Patches.Below || op.UpTo < n.Patches.First || op.UpTo < op.Below || op.UpTo > n.Version {
 			return ErrConflict
 		}
-		m.touched[n.Ino] = true
-		n.Content = op.Content
+		n.Content = op.Content // history shows it, too
 		var left []modelPatch
 		for _, p := range n.patches {
 			if p.number > op.UpTo {

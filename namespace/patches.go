@@ -3,6 +3,7 @@ package namespace
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -20,20 +21,26 @@ import (
 // refer to them, which is when they are older than the beginning of the current one;
 // all others are gone at once.
 //
+// History prefers values without patches: while there are many, they are kept once in
+// ten minutes instead of once a minute, so that history consists of blocks.
+//
 // FoldContent puts content in place of that below and of the patches up to one; those
 // that came meanwhile stay. Neither the bytes nor the Version change by it, so nobody
-// who writes is disturbed. It is refused if the content below is another one by then,
+// who writes is disturbed, and the value is replaced in history, too. It is refused if the content below is another one by then,
 // or was cut.
 
 // Limits of patches.
 const (
 	MaxPatch       = 64 << 10 // bytes of one; ErrInvalid
 	MaxPatchRanges = 256      // of one; ErrInvalid
-	MaxPatches     = 2048     // of an inode; ErrPatches
-	MaxPatchCost   = 8 << 20  // bytes of those of an inode, as stored; ErrPatches
+	MaxPatches     = 4096     // of an inode; ErrPatches
+	MaxPatchCost   = 16 << 20 // bytes of those of an inode, as stored; ErrPatches
 	MaxAllPatches  = 64 << 20 // bytes of all; ErrPatches
 
 	patchOverhead = 64 // bytes that a patch costs besides its value, about
+
+	manyPatches     = 64 << 10                // bytes
+	coalescePatches = int64(10 * time.Minute) // of log time, while there are many
 )
 
 // Patches says which patches lie above the content of an inode. The zero Patches says
@@ -188,7 +195,7 @@ func (t *txn) patchContent(op *PatchContent) (*stagedInode, error) {
 	if p.Count >= MaxPatches || p.Cost+cost > MaxPatchCost || t.meta.patches+uint64(cost) > MaxAllPatches {
 		return nil, ErrPatches
 	}
-	t.touch(n)
+	t.touchPatched(n)
 	if p.First == 0 {
 		p.First, p.Below = t.index, n.version
 	}
@@ -200,6 +207,15 @@ func (t *txn) patchContent(op *PatchContent) (*stagedInode, error) {
 		n.wrote(op.Mtime, false)
 	}
 	return n, nil
+}
+
+// touchPatched is touch for one more patch.
+func (t *txn) touchPatched(n *stagedInode) {
+	if n.patches.Cost > manyPatches && t.logTime-n.beganTime < coalescePatches && !t.pinned(n.began) {
+		n.dirty = true
+		return
+	}
+	t.touch(n)
 }
 
 func patchCost(value []byte) uint32 { return uint32(len(value)) + patchOverhead }
@@ -215,13 +231,13 @@ func (t *txn) foldContent(op *FoldContent) (*stagedInode, error) {
 	if err := op.Content.check(n.size); err != nil {
 		return nil, err
 	}
-	t.touch(n)
+	n.dirty = true // but not touched: a reader of history sees the same bytes
 	n.setContent(&op.Content)
 	return n, t.dropPatches(n, op.UpTo)
 }
 
 // dropPatches takes the patches up to a number away from above the content, which is
-// another one. The caller has touched n.
+// another one, or the same in another form.
 func (t *txn) dropPatches(n *stagedInode, upTo uint64) error {
 	was := n.patches
 	if was.First == 0 {

@@ -3,6 +3,7 @@ package namespace
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -70,7 +71,9 @@ func (m *model) patch(_ int64, n *modelInode, op *PatchContent) error {
 	if n.Patches.First == 0 {
 		n.Patches.Below = n.Version
 	}
-	m.touched[n.Ino] = true
+	if pinned := n.Began <= slices.Max(append(slices.Collect(maps.Values(m.snapshots)), 0)); n.Patches.Cost <= manyPatches || m.logTime-n.beganTime >= coalescePatches || pinned {
+		m.touched[n.Ino] = true
+	}
 	n.layOver(append(slices.Clip(n.patches), modelPatch{number: m.applied, ranges: op.Ranges, cost: patchCost(value)}))
 	n.Size, n.Version = op.Size, m.applied
 	n.wrote(op.Mtime, false)

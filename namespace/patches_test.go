@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 )
 
 // patched is a file of 1000 bytes and what is laid over it.
@@ -184,6 +185,29 @@ func (p *patched) history() (inodes, patches int) {
 		p.t.Fatal(err)
 	}
 	return inodes, patches
+}
+
+// Rule 18: history of a database that syncs all the time is little, and nearly all
+// of it is blocks.
+func TestHistoryOfWhatIsPatchedAllTheTimeIsSmall(t *testing.T) {
+	p := newPatched(t)
+	begin, made := p.now, 0
+	for i := range 3600 {
+		made++
+		p.patch(0, 4096, byte(i))
+		if i%29 == 0 {
+			n := p.inode()
+			p.patch(0, 4096, byte(i)) // while the others are folded
+			made++
+			p.do(fold(n))
+		}
+	}
+	versions, patches := p.history()
+	minutes := int((p.now - begin) / int64(time.Minute))
+	if versions > minutes+1 || versions < minutes/10 || patches > made/30 {
+		t.Errorf("%d versions and %d patches of %d are kept of %d minutes", versions, patches, made, minutes)
+	}
+	checkState(t, p.s)
 }
 
 func TestPatchesAreLimited(t *testing.T) {

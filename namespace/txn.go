@@ -47,8 +47,9 @@ type stagedInode struct {
 	old     record // as stored
 	stored  bool   // old exists
 	alive   bool   // record exists
-	dirty   bool
-	history bool   // old must be kept in history
+	dirty   bool   // differs from old
+	touched bool   // it is decided whether old is kept in history
+	history bool   // it is
 	patch   []byte // that the command makes
 	dropped uint64 // stored patches up to this one are above the content no longer
 }
@@ -340,10 +341,10 @@ func (t *txn) value(key []byte) (*stagedValue, error) {
 // no snapshot shows, is overwritten in place: what replaces it takes over its
 // beginning, so that history holds at most one version of an inode a minute.
 func (t *txn) touch(n *stagedInode) {
-	if n.dirty {
+	if n.touched {
 		return
 	}
-	n.dirty = true
+	n.dirty, n.touched = true, true
 	if !n.stored {
 		return
 	}

@@ -107,12 +107,16 @@ func (s *stream) snapshot(ctx context.Context) (manifest.Root, error) {
 	return root, err
 }
 
-func (v *Volume) newFile(n namespace.Inode, patches []namespace.Range) *file {
-	return &file{
-		v: v, ino: n.Ino, dirty: v.noExtents(), frozen: v.noExtents(), base: v.patchedBase(n, patches), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
+// newFile returns the file of n. Patches are taken over when it is used first: there
+// may be many.
+func (v *Volume) newFile(n namespace.Inode) *file {
+	f := &file{
+		v: v, ino: n.Ino, dirty: v.noExtents(), frozen: v.noExtents(), base: v.baseOf(n.Content), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
 		folded: journal.Seq(n.Content.Folded), orphan: n.Nlink == 0, committed: n,
 		sharing: sharing{tail: -1, frozenTail: -1},
 	}
+	f.stale.Store(n.Patches.First != 0)
+	return f
 }
 
 func (v *Volume) noExtents() extents { return extents{pool: &v.buffers} }

@@ -20,7 +20,7 @@ import (
 //
 // Now and then they are folded into the tree: by a node that has made some, when they
 // are many or it made the first of them long ago; and by the node that leads, when
-// nobody has made one for long. That is background work which holds no lock of the
+// nobody has made one for a while. The later, the more of them lie in the same blocks. That is background work which holds no lock of the
 // file: patches that come meanwhile stay, and whoever folds too late folds nothing.
 // When there are too many, because folding does not keep pace, an fsync names content.
 
@@ -31,7 +31,7 @@ const (
 	// first was made so long ago. Writers still have room while that is done.
 	defaultPatchFold = namespace.MaxPatches / 2
 	patchFoldCost    = namespace.MaxPatchCost / 2
-	patchFoldAfter   = 30 * time.Second
+	patchFoldAfter   = 2 * time.Minute
 	// patchIdle is after which time without a patch it is nobody's file any more.
 	patchIdle = 60 * time.Second
 	// maxAbandoned is how many such files are folded at a time.

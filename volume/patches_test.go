@@ -268,7 +268,8 @@ func TestHistoryOfAFileHasItsPatches(t *testing.T) {
 	a.shows("file", now)
 	n, patches, err := a.state.At(at).Patches(f.Ino())
 	a.must(err)
-	then := a.newFile(n, patches)
+	then := a.newFile(n)
+	then.base = a.patchedBase(n, patches)
 	got := make([]byte, n.Size)
 	if _, err := then.read(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("as of then the file is %s, %v", brief(got), err)

@@ -178,14 +178,14 @@ func (v *Volume) Replay(rec journal.Record) error {
 // now.
 func (v *Volume) restore() error {
 	for ino, records := range v.replayed {
-		n, patches, err := v.o.State.Patches(ino)
+		n, err := v.o.State.Inode(ino)
 		if errors.Is(err, namespace.ErrNotFound) {
 			continue // reaped since
 		}
 		if err != nil {
 			return err
 		}
-		f := v.newFile(n, patches)
+		f := v.newFile(n)
 		var group []replayed
 		for _, r := range records {
 			if r.First {

@@ -272,6 +272,20 @@ func (v *Volume) reader(root manifest.Root) *manifest.Reader {
 
 // acquire returns the file of ino and keeps it until release.
 func (v *Volume) acquire(ino namespace.Ino) (*file, error) {
+	f, err := v.take(ino)
+	if err != nil || v.Shared() {
+		return f, err
+	}
+	// A store that was a cluster's may have patches.
+	if err := f.fresh(context.Background()); err != nil {
+		v.release(f)
+		return nil, err
+	}
+	return f, nil
+}
+
+// take is acquire of what may be stale.
+func (v *Volume) take(ino namespace.Ino) (*file, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
@@ -279,14 +293,14 @@ func (v *Volume) acquire(ino namespace.Ino) (*file, error) {
 	}
 	f := v.files[ino]
 	if f == nil {
-		n, patches, err := v.o.State.Patches(ino)
+		n, err := v.o.State.Inode(ino)
 		if err != nil {
 			return nil, err
 		}
 		if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 			return nil, ErrNotRegular
 		}
-		f = v.newFile(n, patches)
+		f = v.newFile(n)
 		v.files[ino] = f
 	}
 	f.opens++

@@ -15,7 +15,7 @@ import (
 type status struct {
 	Store     struct{ Blocks int64 }
 	Namespace struct{ PatchBytes int64 }
-	Node  *struct {
+	Node      *struct {
 		ID      string
 		Name    string
 		Drained bool
