@@ -145,6 +145,9 @@ func decodePatches(m *namespacepb.Patches) (Patches, error) {
 	if hasUnknown(m) {
 		return Patches{}, fmt.Errorf("%w: unknown field of patches", ErrVersion)
 	}
+	if m.First == 0 {
+		return Patches{}, fmt.Errorf("%w: patches without the first", ErrCorrupt)
+	}
 	return Patches{First: m.First, Count: m.Count, Cost: m.Cost, Cut: int64(m.Cut), Below: m.Below}, nil
 }
 

@@ -20,9 +20,10 @@ import (
 //
 // Now and then they are folded into the tree: by a node that has made some, when they
 // are many or it made the first of them long ago; and by the node that leads, when
-// nobody has made one for a while. The later, the more of them lie in the same blocks. That is background work which holds no lock of the
-// file: patches that come meanwhile stay, and whoever folds too late folds nothing.
-// When there are too many, because folding does not keep pace, an fsync names content.
+// nobody has made one for a while. The later, the more of them lie in the same blocks.
+// That is background work which holds no lock of the file: patches that come meanwhile
+// stay, and whoever folds too late folds nothing. When there are too many, because
+// folding does not keep pace, an fsync names content.
 
 const (
 	// defaultPatchMax is up to how many dirty bytes an fsync makes a patch.
