@@ -9,9 +9,9 @@ import (
 
 // Reads of patches: what lies above a file's content, now and in history.
 
-// MayPatch reports whether PatchContent and FoldContent may be proposed: whoever
-// applies the log must know them. A node that is alone has no use for them.
-func (s *State) MayPatch() bool { return s.View() != nil }
+// MayPatch reports whether PatchContent and FoldContent may be proposed: all who apply
+// the log must know them. A node that is alone has no use for them.
+func (s *State) MayPatch() bool { return s.View() != nil && s.Version() >= since(&PatchContent{}) }
 
 // PatchBytes returns what all patches of current content take.
 func (s *State) PatchBytes() int64 {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // patched is a file of 1000 bytes and what is laid over it.
@@ -255,4 +257,27 @@ func TestPatchesAreLimited(t *testing.T) {
 		t.Errorf("after a fold: %v", err)
 	}
 	checkState(t, p.s)
+}
+
+// Rule 5: patches came with version 2.
+func TestPatchesAreRefusedBeforeTheirVersion(t *testing.T) {
+	db := openPebble(t, vfs.NewMem())
+	defer db.Close()
+	older(t, db)
+	s, err := Open(db, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range []Op{&PatchContent{Ino: 2}, &FoldContent{Ino: 2}} {
+		if err := s.Supports(&Command{Ops: []Op{op}}); !errors.Is(err, ErrNotYet) {
+			t.Errorf("%T at version 1: %v", op, err)
+		}
+	}
+	if s.MayPatch() {
+		t.Error("patches may be proposed at version 1")
+	}
+	raise := &SetVersion{Version: 2, Epoch: s.View().Epoch}
+	if r, err := s.Apply(4, &Command{Time: 3, Ops: []Op{raise}}); err != nil || r.Err != nil || !s.MayPatch() {
+		t.Errorf("at version 2: %v, %v, patches %t", r.Err, err, s.MayPatch())
+	}
 }
