@@ -28,7 +28,7 @@ import (
 // Version is the version that this program knows. What each is:
 //
 //	1  names, members, sessions, locks
-//	2  SetVersion, and versions in registrations; TakeTurn, AwaitLock
+//	2  SetVersion, and versions in registrations; TakeTurn, AwaitLock; patches of content
 const Version = 2
 
 // SetVersion raises the namespace's version. One that is reached already is no
@@ -45,7 +45,7 @@ func since(op Op) uint32 {
 	switch op := op.(type) {
 	case *SetVersion:
 		return op.Version
-	case *TakeTurn, *AwaitLock:
+	case *TakeTurn, *AwaitLock, *PatchContent, *FoldContent:
 		return 2
 	case *FoundCluster:
 		if op.First.Version != 0 {

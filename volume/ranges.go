@@ -147,7 +147,7 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 	if n < h.f.v.o.shareMin {
 		return h.f.copyBytes(ctx, off, src.f, srcOff, n)
 	}
-	b, size, err := src.f.stored(ctx)
+	b, size, err := src.f.stored(ctx) // but for patches, whose bytes are copied
 	if err != nil {
 		return 0, err
 	}
@@ -162,6 +162,13 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 		}
 		if inTree < n {
 			h.f.dirty.put(extent{off: off + inTree, n: n - inTree, kind: zeros})
+		}
+		if b.patches != nil {
+			b.patches.each(srcOff, srcOff+n, func(e extent) bool {
+				e = e.slice(max(e.off, srcOff), min(e.end(), srcOff+n))
+				h.f.dirty.write(e.mem, off+e.off-srcOff)
+				return true
+			})
 		}
 	})
 }
@@ -207,6 +214,9 @@ func (h *Handle) Seek(ctx context.Context, off int64, hole bool) (int64, error) 
 	f.mu.Lock()
 	size := f.size
 	s := seeker{v: f.v, layers: []extents{f.dirty.snapshot(), f.frozen.snapshot()}, stored: f.base, hole: hole, at: off}
+	if f.base.patches != nil {
+		s.layers = append(s.layers, f.base.patches.snapshot())
+	}
 	f.mu.Unlock()
 	if off < 0 || off >= size {
 		return 0, ErrNoData
