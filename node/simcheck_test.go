@@ -80,8 +80,8 @@ func dumpOf(n *Node) (at string, sum uint64, err error) {
 }
 
 // steady says why the loss of one more disk might take something that is acknowledged,
-// or "" if it must not: three or more nodes that store blocks are all up, a majority
-// votes without any one of them, and all content lies on two of them.
+// or "" if it must not: all nodes are up, a majority votes without any one of them, and
+// all content lies on two of them.
 func (w *world) steady() string {
 	w.admin.Lock()
 	leaving := w.leaving
@@ -93,10 +93,10 @@ func (w *world) steady() string {
 		return why
 	}
 	up := w.up()
-	if len(up) < 3 {
-		return fmt.Sprint("there are ", len(up))
-	}
 	for _, m := range up {
+		if n := m.node(); n == nil || n.cluster.Load() == nil || len(n.cluster.Load().group.Status().Voters) < 3 {
+			return "there are not three voters"
+		}
 		if joint, err := m.inJointChange(); joint || err != nil {
 			return fmt.Sprintf("%s is between two sets of voters (%v)", m.name, err)
 		}
@@ -166,6 +166,10 @@ func (w *world) together() string {
 		n := m.node()
 		if n == nil {
 			return m.name + " is down"
+		}
+		// Who has not heard yet of a member does not let it in: see acquaint.go.
+		if v := n.state.View(); v == nil || v.Epoch != view.Epoch {
+			return m.name + " does not know all members yet"
 		}
 		s := n.cluster.Load().group.Status()
 		want := storage
