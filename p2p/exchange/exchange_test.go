@@ -14,6 +14,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/klauspost/compress/s2"
+
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/castest"
 	"github.com/cairnfs/cairn/cas/mem"
@@ -245,6 +247,28 @@ func TestWhatIsNotWhatItsCIDNamesIsNotStored(t *testing.T) {
 	}
 	if !errors.Is(errs[0], cas.ErrCorrupt) || errs[1] != nil || !errors.Is(errs[2], cas.ErrCorrupt) || l.Len() != 1 {
 		t.Errorf("%v; %d stored", errs, l.Len())
+	}
+}
+
+// Rule 22: what is decompressed has at most the length that is stated, which is at
+// most that of a block.
+func TestABlockThatExpandsToMoreThanItStatesIsRefused(t *testing.T) {
+	l := new(local)
+	p, _ := serve(t, l, nil)
+	block, err := cas.NewBlock(cas.Raw, make([]byte, 100_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bomb := segment.Stored{CID: block.CID(), Compression: 1, Payload: s2.Encode(nil, block.Data())}
+	for _, raw := range []int{100_000, 99_999, len(bomb.Payload)} {
+		bomb.Raw = raw
+		errs, _, err := p.PutStored(t.Context(), []segment.Stored{bomb}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if right := raw == len(block.Data()); right != (errs[0] == nil) || !right && !errors.Is(errs[0], cas.ErrCorrupt) {
+			t.Errorf("%d bytes, stated as %d: %v", len(block.Data()), raw, errs[0])
+		}
 	}
 }
 

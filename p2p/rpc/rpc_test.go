@@ -102,6 +102,7 @@ func TestManyCallersShareOneStream(t *testing.T) {
 	}
 }
 
+// Rule 22: at most 64 requests are outstanding on a stream.
 func TestNoMoreThan64RequestsAreAnsweredAtATime(t *testing.T) {
 	var running, most atomic.Int32
 	arrived, release := make(chan struct{}, 200), make(chan struct{})
