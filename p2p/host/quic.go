@@ -37,6 +37,9 @@ const (
 	// firewall may have refused, and QUIC is tried.
 	downFor      = time.Minute
 	improveEvery = 30 * time.Second // that a way by TCP is looked for
+	// Connections by QUIC are asked so often whether they live. By itself the
+	// library waits for 30 s.
+	askEvery = 4 * time.Second
 	// defaultLinger is how long calls under way may go on over QUIC when there is a
 	// connection by TCP.
 	defaultLinger = 40 * time.Second
@@ -244,15 +247,20 @@ func (h *Host) disconnected(c network.Conn) {
 	h.lost[id] = time.Now()
 }
 
-// improve looks for ways by TCP to peers that are connected by QUIC alone, until the
-// host is closed.
+// improve looks for ways by TCP to peers that are connected by QUIC alone, and whether
+// those live, until the host is closed.
 func (h *Host) improve() {
 	tick := time.NewTicker(improveEvery)
 	defer tick.Stop()
+	ask := time.NewTicker(askEvery)
+	defer ask.Stop()
 	for {
 		select {
 		case <-h.ctx.Done():
 			return
+		case <-ask.C:
+			h.askQUIC()
+			continue
 		case <-tick.C:
 		}
 		for _, id := range h.swarm.Peers() {
@@ -260,6 +268,33 @@ func (h *Host) improve() {
 				h.tryTCP(id)
 			}
 		}
+	}
+}
+
+// alive is a protocol that nobody serves: that it is refused is an answer.
+const alive p2p.Protocol = "/cairn/alive/1"
+
+// askQUIC closes the connections by QUIC over which members do not answer.
+func (h *Host) askQUIC() {
+	for _, c := range h.swarm.Conns() {
+		id := p2p.PeerID(c.RemotePeer().String())
+		if direct(c) || !h.gate.member(id) {
+			continue
+		}
+		h.running.Go(func() {
+			ctx, cancel := context.WithTimeout(h.ctx, negotiateTimeout)
+			defer cancel()
+			s, err := c.NewStream(ctx)
+			if err == nil {
+				err = negotiate(s, line{id, alive})
+				_ = s.Reset() // it is given up
+			}
+			var refused *p2p.RemoteError
+			if err != nil && !errors.As(err, &refused) {
+				h.log.Debug("a connection by QUIC is dead", "peer", id, "err", err)
+				_ = c.Close() // whatever it says, it is closed
+			}
+		})
 	}
 }
 

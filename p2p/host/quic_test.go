@@ -109,6 +109,82 @@ func TestAPeerThatRestartsIsReachedByQUIC(t *testing.T) {
 	}
 }
 
+// udpRelay passes packets between a dialler and a node until told to pass none.
+func udpRelay(t *testing.T, target string) (addr string, cut func()) {
+	t.Helper()
+	in, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := net.Dial("udp", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); out.Close() })
+	gone := make(chan struct{})
+	from := make(chan net.Addr, 1)
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, a, err := in.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			select {
+			case from <- a:
+			default:
+			}
+			select {
+			case <-gone:
+			default:
+				_, _ = out.Write(buf[:n]) // packets may be lost
+			}
+		}
+	}()
+	go func() {
+		buf := make([]byte, 64<<10)
+		to := <-from
+		for {
+			n, err := out.Read(buf)
+			if err != nil {
+				return
+			}
+			select {
+			case <-gone:
+			default:
+				_, _ = in.WriteTo(buf[:n], to) // packets may be lost
+			}
+		}
+	}()
+	return in.LocalAddr().String(), func() { close(gone) }
+}
+
+func TestAPeerThatVanishesIsGivenUpByQUICAsSoonAsByTCP(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long as the question whether it lives")
+	}
+	a, b := quicPair(t)
+	addr, cut := udpRelay(t, "127.0.0.1:"+strings.Split(of(b, "/udp/")[0], "/")[4])
+	at := "/ip4/" + strings.Replace(addr, ":", "/udp/", 1) + "/quic-v1"
+	a.SetMembers([]p2p.Member{{ID: b.Self(), Addrs: []string{at}}})
+	call(t, a, b)
+	time.Sleep(askEvery + negotiateTimeout/2)
+	if !a.Connected(b.Self()) {
+		t.Fatal("a connection that lives is closed")
+	}
+	cut()
+	began := time.Now()
+	eventually(t, "given up", func() error {
+		if a.Connected(b.Self()) {
+			return errors.New("still connected")
+		}
+		return nil
+	})
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("given up after %v", took)
+	}
+}
+
 func TestQUICIsLeftForTCPWhenThatAnswersAndCallsUnderWayEndWell(t *testing.T) {
 	a, b := quicPair(t)
 	a.linger, b.linger = 4*time.Second, 4*time.Second
