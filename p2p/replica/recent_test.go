@@ -5,7 +5,6 @@ import (
 	"testing/synctest"
 
 	"github.com/cairnfs/cairn/cas"
-	"github.com/cairnfs/cairn/cas/mem"
 )
 
 func TestWhatPrefetchBroughtIsReadFromMemoryOnce(t *testing.T) {
@@ -22,7 +21,7 @@ func TestWhatPrefetchBroughtIsReadFromMemoryOnce(t *testing.T) {
 			n.set(func(p *port) { p.down = true })
 		}
 		cache := client.cache
-		client.Replica.o.Cache = new(mem.Store) // nobody has them any more
+		client.Replica.o.Cache = new(kept) // nobody has them any more
 		wantBlocks(t, client, blocks)
 		if _, err := client.Get(t.Context(), cids[0], nil); err == nil {
 			t.Error("a block that was read is still in memory")

@@ -66,7 +66,7 @@ func TestReadsSurviveTheLossOfAllButOneCopy(t *testing.T) {
 				c.down(true, i, k)
 				for n := range 5 {
 					if n != i && n != k {
-						*c.nodes[n].cache = *newCache()
+						c.nodes[n].cache.Store = *newCache()
 						wantBlocks(t, c.nodes[n], blocks)
 					}
 				}
