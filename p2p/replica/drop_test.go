@@ -10,11 +10,8 @@ import (
 	"github.com/cairnfs/cairn/p2p"
 )
 
-// opHave and opConfirm are operations of the block protocol.
-const (
-	opHave    = 1
-	opConfirm = 5
-)
+// opConfirm is an operation of the block protocol.
+const opConfirm = 5
 
 func (l *local) len() int {
 	l.mu.Lock()
@@ -106,7 +103,7 @@ func TestAnOldOwnerDropsABlockOnlyAfterEveryCurrentOwnerHasConfirmedIt(t *testin
 		},
 		"an owner loses what it had not synced when it is asked": func(c *testCluster, owner *node) {
 			owner.set(func(p *port) {
-				p.before = func(op byte) {
+				p.before = func(_ p2p.PeerID, op byte) {
 					if op == opConfirm {
 						owner.local.wipe() // the worst of it
 					}
@@ -115,7 +112,7 @@ func TestAnOldOwnerDropsABlockOnlyAfterEveryCurrentOwnerHasConfirmedIt(t *testin
 		},
 		"an owner's copies are damaged": func(c *testCluster, owner *node) {
 			owner.set(func(p *port) {
-				p.before = func(op byte) {
+				p.before = func(_ p2p.PeerID, op byte) {
 					if op == opConfirm {
 						owner.local.damageAll()
 					}
@@ -124,7 +121,7 @@ func TestAnOldOwnerDropsABlockOnlyAfterEveryCurrentOwnerHasConfirmedIt(t *testin
 		},
 		"an owner says that it has what it has not": func(c *testCluster, owner *node) {
 			owner.set(func(p *port) {
-				p.before = func(op byte) { owner.local.wipe() }
+				p.before = func(p2p.PeerID, byte) { owner.local.wipe() }
 				p.after = func(op byte, answer []byte) {
 					for i := range answer[12:] {
 						answer[12+i] = 1
@@ -245,23 +242,25 @@ func TestABlockIsKeptIfItIsSaidMeanwhileThatItIsHere(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, last, blocks := drained(t, 4)
 				defer c.close()
-				var once atomic.Bool
+				var saying atomic.Bool
+				saying.Store(true)
 				for _, n := range c.nodes[:3] {
 					n.set(func(p *port) {
-						p.before = func(op byte) {
-							if op == opConfirm && !once.Swap(true) {
+						p.before = func(from p2p.PeerID, op byte) {
+							if from == last.id && op == opConfirm && saying.Load() {
 								say(t, c, last, blocks[7])
 							}
 						}
 					})
 				}
 				c.state(3, p2p.Draining)
-				time.Sleep(repairRetry - time.Second)
+				time.Sleep(time.Minute)
 				held, _ := last.local.holds(blocks[7].CID())
 				if s := last.Status(); !held || s.Dropped == 0 {
 					t.Errorf("it is held: %v; %+v", held, s)
 				}
-				time.Sleep(time.Minute)
+				saying.Store(false)
+				time.Sleep(2 * DefaultRepairEvery)
 				c.wantPlaced(blocks)
 			})
 		})

@@ -187,8 +187,8 @@ type port struct {
 	stalls  bool          // never answers
 	lies    bool          // changes the last byte of its answers
 	fails   func(op byte) bool
-	before  func(op byte)                // a request is handled
-	after   func(op byte, answer []byte) // before its answer is sent, which it may change
+	before  func(from p2p.PeerID, op byte) // a request is handled
+	after   func(op byte, answer []byte)   // before its answer is sent, which it may change
 	asked   int
 	ops     map[byte]int
 }
@@ -228,7 +228,7 @@ func (p *port) Call(ctx context.Context, to p2p.PeerID, _ p2p.Protocol, req ...[
 		}
 	}
 	if before != nil {
-		before(b[1])
+		before(p.id, b[1])
 	}
 	a, err := h(ctx, p.id, b)
 	if err != nil {
