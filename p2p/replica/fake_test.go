@@ -27,11 +27,13 @@ type local struct {
 	blocks  map[[32]byte]cas.Block
 	durable map[[32]byte]bool
 	damaged map[[32]byte]bool
-	limit   int // blocks, if not 0
+	deleted map[[32]byte]bool // at any time
+	limit   int               // blocks, if not 0
 }
 
 func (l *local) init() *local {
 	l.blocks, l.durable, l.damaged = map[[32]byte]cas.Block{}, map[[32]byte]bool{}, map[[32]byte]bool{}
+	l.deleted = map[[32]byte]bool{}
 	return l
 }
 
@@ -125,6 +127,7 @@ func (l *local) Delete(ctx context.Context, cids []cas.CID, unless func(cas.CID)
 			deleted, freed = deleted+1, freed+int64(len(b.Data()))
 			delete(l.blocks, hash)
 			delete(l.durable, hash)
+			l.deleted[hash] = true
 		}
 	}
 	return deleted, freed, ctx.Err()
