@@ -122,7 +122,7 @@ func TestAnOldOwnerDropsABlockOnlyAfterEveryCurrentOwnerHasConfirmedIt(t *testin
 		"an owner says that it has what it has not": func(c *testCluster, owner *node) {
 			owner.set(func(p *port) {
 				p.before = func(p2p.PeerID, byte) { owner.local.wipe() }
-				p.after = func(op byte, answer []byte) {
+				p.after = func(_ p2p.PeerID, _ byte, answer []byte) {
 					for i := range answer[12:] {
 						answer[12+i] = 1
 					}
@@ -188,8 +188,8 @@ func TestABlockIsKeptIfTheMembersChangeWhileItIsConfirmed(t *testing.T) {
 		var answers atomic.Int32
 		for _, n := range c.nodes[:3] {
 			n.set(func(p *port) {
-				p.after = func(op byte, _ []byte) {
-					if op == opConfirm && answers.Add(1) == 3 {
+				p.after = func(from p2p.PeerID, op byte, _ []byte) {
+					if from == last.id && op == opConfirm && answers.Add(1) == 3 {
 						// All have confirmed, and the last answer is on its way, when
 						// the node is an owner again.
 						c.state(3, p2p.Active)

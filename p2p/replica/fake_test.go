@@ -190,8 +190,8 @@ type port struct {
 	stalls  bool          // never answers
 	lies    bool          // changes the last byte of its answers
 	fails   func(op byte) bool
-	before  func(from p2p.PeerID, op byte) // a request is handled
-	after   func(op byte, answer []byte)   // before its answer is sent, which it may change
+	before  func(from p2p.PeerID, op byte)                // a request is handled
+	after   func(from p2p.PeerID, op byte, answer []byte) // before its answer is sent, which it may change
 	asked   int
 	ops     map[byte]int
 }
@@ -244,7 +244,7 @@ func (p *port) Call(ctx context.Context, to p2p.PeerID, _ p2p.Protocol, req ...[
 		a[len(a)-1] ^= 1
 	}
 	if after != nil {
-		after(b[1], a)
+		after(p.id, b[1], a)
 	}
 	return a, nil
 }
