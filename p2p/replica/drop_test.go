@@ -185,9 +185,15 @@ func TestABlockIsKeptIfTheMembersChangeWhileItIsConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, last, blocks := drained(t, 4)
 		defer c.close()
+		for _, n := range c.nodes[:3] {
+			n.set(func(p *port) { p.fails = func(op byte) bool { return op == opConfirm } })
+		}
+		c.state(3, p2p.Draining)
+		time.Sleep(time.Minute) // the owners have everything, and nothing is dropped
 		var answers atomic.Int32
 		for _, n := range c.nodes[:3] {
 			n.set(func(p *port) {
+				p.fails = nil
 				p.after = func(from p2p.PeerID, op byte, _ []byte) {
 					if from == last.id && op == opConfirm && answers.Add(1) == 3 {
 						// All have confirmed, and the last answer is on its way, when
@@ -197,8 +203,7 @@ func TestABlockIsKeptIfTheMembersChangeWhileItIsConfirmed(t *testing.T) {
 				}
 			})
 		}
-		c.state(3, p2p.Draining)
-		time.Sleep(5 * time.Second)
+		time.Sleep(2 * DefaultRepairEvery)
 		if answers.Load() < 3 {
 			t.Fatal("not all owners were asked")
 		}
