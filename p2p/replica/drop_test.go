@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -197,12 +198,17 @@ func TestABlockIsKeptIfTheMembersChangeWhileItIsConfirmed(t *testing.T) {
 				p.after = func(from p2p.PeerID, op byte, _ []byte) {
 					if from == last.id && op == opConfirm && answers.Add(1) == 3 {
 						// All have confirmed, and the last answer is on its way, when
-						// the node is an owner again.
-						c.state(3, p2p.Active)
+						// the node learns that it is an owner again; others do later.
+						c.view.Members = slices.Clone(c.view.Members)
+						c.view.Members[3].State = p2p.Active
+						c.view.Epoch++
+						last.SetView(c.view)
 					}
 				}
 			})
 		}
+		time.Sleep(time.Minute)
+		c.announce()
 		time.Sleep(2 * DefaultRepairEvery)
 		if answers.Load() < 3 {
 			t.Fatal("not all owners were asked")
