@@ -228,8 +228,9 @@ back as it is: to join again it needs an empty data directory and an invitation.
 	drain := &cobra.Command{
 		Use:   "drain PEER",
 		Short: "Have a node's blocks moved to the others",
-		Long: `Drain has all blocks of a node copied to the others, so that it can be removed
-without loss. With --wait it returns when that is done.`,
+		Long: `Drain has all blocks of a node moved to the others, so that it can be removed
+without loss. With --wait it returns when that is done. What the node stores falls
+to nothing, as cairn peers shows.`,
 		Example: example("cairn peers drain --wait attic && cairn peers remove attic"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -141,7 +141,11 @@ func (a *app) clusterRows(s control.Status, row func(name, format string, args .
 		}
 	}
 	row("peers", "%d of %d answer", alive, len(s.Peers))
-	row("copies", "%d blocks lack some, %d are on their way", s.Blocks.UnderReplicated, s.Blocks.PendingReplication)
+	surplus := ""
+	if s.Blocks.Droppable > 0 {
+		surplus = fmt.Sprintf(", %d here are to be dropped", s.Blocks.Droppable)
+	}
+	row("copies", "%d blocks lack some, %d are on their way%s", s.Blocks.UnderReplicated, s.Blocks.PendingReplication, surplus)
 }
 
 func (a *app) checkCmd() *cobra.Command {

@@ -134,7 +134,7 @@ func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
 	r := c.replica.Status()
 	s.Blocks = &control.BlocksStatus{
 		UnderReplicated: r.UnderReplicated, PendingReplication: r.Pending, Repaired: r.Repaired,
-		Droppable: r.Droppable, Checked: r.Checked, PassDone: r.PassDone,
+		Droppable: r.Droppable, Dropped: r.Dropped, Checked: r.Checked, PassDone: r.PassDone,
 	}
 	sent, received := c.host.Traffic()
 	s.Node.SentBytes, s.Node.ReceivedBytes = sent, received

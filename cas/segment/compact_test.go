@@ -122,7 +122,7 @@ func TestSpaceOfDeletedBlocksComesBack(t *testing.T) {
 }
 
 func TestWhatIsDurableIsValidWhicheverSegmentsWereRemovedWithAndWithoutTheIndex(t *testing.T) {
-	for seed := range uint64(60 / effort) {
+	for seed := range uint64(40 / effort) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 10))
 			fs := vfs.NewCrashableMem()

@@ -148,7 +148,7 @@ func TestDeleteSeesEveryAnswerThatABlockIsHeld(t *testing.T) {
 	if len(promised) != len(blocks) {
 		t.Fatalf("%d of %d new blocks are known to the collector", len(promised), len(blocks))
 	}
-	for round := range uint64(200 / effort) {
+	for round := range uint64(200 / effort / effort) {
 		clear(promised)
 		var wg sync.WaitGroup
 		var told [4][]cas.Block // what each was told is held

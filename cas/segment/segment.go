@@ -48,6 +48,14 @@
 // may be lost, and after a crash it is enough to scan from that position on. A
 // goroutine does so for every 64 MiB, so that the table stays small, the scan
 // short, and the disk busy evenly.
+//
+// # Deleting
+//
+// Delete takes blocks out of the index (delete.go). The space comes back when the live
+// rest of a segment that is half dead was appended anew and the segment is removed
+// (compact.go), so numbers of segments have gaps. Nothing of it is stored: a record
+// is live if the index refers to it. Without the index every record that is left
+// counts again, and of two of a block either will do, since both prove themselves.
 package segment
 
 import (

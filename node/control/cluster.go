@@ -90,7 +90,8 @@ type BlocksStatus struct {
 	UnderReplicated    int64 `json:"underReplicated"`
 	PendingReplication int64 `json:"pendingReplication"`
 	Repaired           int64 `json:"repaired"`
-	Droppable          int64 `json:"droppable"` // held, but not owned, and safe elsewhere
+	Droppable          int64 `json:"droppable"` // held, but not owned, and not dropped yet, though safe elsewhere
+	Dropped            int64 `json:"dropped"`   // since the start
 	Checked            int64 `json:"checked"`   // by the pass under way, or the last
 	PassDone           bool  `json:"passDone"`
 }

@@ -3,6 +3,7 @@ package exchange
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -388,7 +389,8 @@ func requests(t testing.TB) [][]byte {
 		s := segment.Plain(castest.Block(t, uint64(i), i*50))
 		b = append(appendForm(appendCID(b, s.CID), &s), s.Payload...)
 	}
-	return append(all, b, appendRequest(nil, opSync, 0, 0))
+	confirm := append(binary.LittleEndian.AppendUint64(appendRequest(nil, opConfirm, 0, 1), 5), make([]byte, 32)...)
+	return append(all, b, appendRequest(nil, opSync, 0, 0), appendCID(confirm, cids[0]))
 }
 
 func TestRequestsOutOfRangeAreRefused(t *testing.T) {
@@ -399,6 +401,7 @@ func TestRequestsOutOfRangeAreRefused(t *testing.T) {
 		"more than there is":   appendRequest(nil, opHave, 0, 5),
 		"a codec unheard of":   append(appendRequest(nil, opHave, 0, 1), make([]byte, cidSize)...),
 		"sync of something":    append(appendRequest(nil, opSync, 0, 0), 1),
+		"confirm of no epoch":  appendRequest(nil, opConfirm, 0, 0),
 		"a version to come":    {2, opSync, 0, 0, 0},
 		"nothing":              nil,
 	} {
@@ -436,6 +439,9 @@ func FuzzRequest(f *testing.F) {
 			return
 		}
 		again := appendRequest(nil, r.op, r.flags, len(r.cids))
+		if r.op == opConfirm {
+			again = append(binary.LittleEndian.AppendUint64(again, r.epoch), r.nonce[:]...)
+		}
 		for i, c := range r.cids {
 			again = appendCID(again, c)
 			if r.op == opPut {
@@ -486,6 +492,7 @@ func FuzzAnswer(f *testing.F) {
 		_, _ = p.Has(t.Context(), b.CID())
 		_ = p.Put(t.Context(), b)
 		_ = p.Sync(t.Context())
+		_, _ = p.Confirm(t.Context(), 1, new(Nonce), []cas.CID{b.CID()})
 	})
 }
 

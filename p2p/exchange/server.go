@@ -54,6 +54,11 @@ type ServerOptions struct {
 	Local Local
 	// Cache is asked for blocks that are wanted and not in Local; may be nil.
 	Cache cas.Getter
+	// Epoch is that of the members which this node knows; nil confirms nothing.
+	Epoch func() uint64
+	// Promise is told of blocks before it is answered that they are here; may be
+	// nil.
+	Promise func([]cas.CID)
 	// Boot is the number of this run, different each time; 0 draws one.
 	Boot uint64
 	// Logger is told when the local store fails; nil is slog.Default().
@@ -174,6 +179,8 @@ func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) (answe
 	case opPut:
 		answer, err = s.put(ctx, from, &r)
 		s.recycle(req) // no store keeps what it is given
+	case opConfirm:
+		answer, err = s.confirm(ctx, from, &r)
 	default:
 		answer, err = appendAnswer(nil, opSync, s.o.Boot, len(r.cids)), s.o.Local.Sync(ctx)
 	}
@@ -181,6 +188,7 @@ func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) (answe
 }
 
 func (s *server) have(ctx context.Context, r *request) ([]byte, error) {
+	s.promise(r.cids)
 	has, err := s.o.Local.Has(ctx, r.cids...)
 	if err != nil {
 		return nil, err
@@ -286,6 +294,7 @@ func (s *server) put(ctx context.Context, from p2p.PeerID, r *request) ([]byte, 
 	}
 	defer release()
 
+	s.promise(r.cids)
 	head := appendAnswer(make([]byte, 0, answerHead+len(r.blocks)), opPut, s.o.Boot, len(r.blocks))
 	b := head[:answerHead+len(r.blocks)]
 	of := b[answerHead:]

@@ -12,14 +12,14 @@ import (
 // The messages. Numbers are little endian. A request is
 //
 //	0  1  version, 1
-//	1  1  operation: 1 have, 2 want, 3 put, 4 sync
+//	1  1  operation: 1 have, 2 want, 3 put, 4 sync, 5 confirm
 //	2  1  flags: 1 check (of want), 2 sync (of put)
 //	3  2  count, at most 1024; 0 for sync
 //	5     so many entries
 //
-// The entries of have and want are CIDs: codec (1), hash (32). Those of put are
-// blocks: codec (1), hash (32), compression (1), raw length (4), length of the
-// payload (4), payload. An answer is
+// The entries of have, want and confirm are CIDs: codec (1), hash (32); before those of
+// confirm come the epoch (8) and a nonce (32). Those of put are blocks: codec (1), hash
+// (32), compression (1), raw length (4), length of the payload (4), payload. An answer is
 //
 //	0  1  version, 1
 //	1  1  operation, that of the request
@@ -29,19 +29,21 @@ import (
 //
 // The entries of have and put are status (1). Those of want are status (1),
 // compression (1), raw length (4), length of the payload (4), payload; only held
-// blocks have more than a status.
+// blocks have more than a status. Those of confirm are proofs (16), zero for none.
 const (
 	wireVersion = 1
 
-	opHave = 1
-	opWant = 2
-	opPut  = 3
-	opSync = 4
+	opHave    = 1
+	opWant    = 2
+	opPut     = 3
+	opSync    = 4
+	opConfirm = 5
 
 	flagCheck = 1 // the answering node verifies what it sends
 	flagSync  = 2 // what is put is durable before the answer
 
 	requestHead = 5
+	confirmHead = 8 + 32
 	answerHead  = 12
 	cidSize     = 1 + cas.HashSize
 	formSize    = 1 + 4 + 4 // compression, raw length, length of the payload
@@ -85,6 +87,8 @@ type request struct {
 	flags  byte
 	cids   []cas.CID
 	blocks []segment.Stored // of put, with the same CIDs
+	epoch  uint64           // of confirm
+	nonce  Nonce            // of confirm
 }
 
 // appendRequest appends what comes before the entries.
@@ -172,6 +176,10 @@ func parseRequest(b []byte) (r request, err error) {
 		return r, badMessage("version %d, this node knows %d", head[0], wireVersion)
 	}
 	r.op, r.flags = head[1], head[2]
+	if r.op == opConfirm {
+		r.epoch = binary.LittleEndian.Uint64(p.take(8))
+		r.nonce = Nonce(p.take(len(r.nonce)))
+	}
 	count := int(binary.LittleEndian.Uint16(head[3:]))
 	// Nothing is allocated for entries that are not there.
 	if count > MaxBlocks || count*cidSize > len(p.b) {
@@ -181,7 +189,7 @@ func parseRequest(b []byte) (r request, err error) {
 	payload := 0
 	for range count {
 		switch r.op {
-		case opHave, opWant:
+		case opHave, opWant, opConfirm:
 			r.cids = append(r.cids, p.cid())
 		case opPut:
 			s := p.stored(p.cid())
@@ -190,7 +198,7 @@ func parseRequest(b []byte) (r request, err error) {
 			r.blocks = append(r.blocks, s)
 		}
 	}
-	if r.op < opHave || r.op > opSync || payload > MaxPayload {
+	if r.op < opHave || r.op > opConfirm || payload > MaxPayload {
 		return r, badMessage("operation %d with %d bytes", r.op, payload)
 	}
 	return r, p.done("request")

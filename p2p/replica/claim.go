@@ -169,6 +169,7 @@ func (r *Replica) ClaimBlocks(ctx context.Context, cids []cas.CID) error {
 	if c == nil || c.nodes < 2 || len(cids) == 0 {
 		return nil
 	}
+	defer r.promises.hold(cids)()
 	held, err := r.o.Local.Has(ctx, cids...)
 	if err != nil {
 		return err

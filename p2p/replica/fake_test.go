@@ -27,11 +27,13 @@ type local struct {
 	blocks  map[[32]byte]cas.Block
 	durable map[[32]byte]bool
 	damaged map[[32]byte]bool
-	limit   int // blocks, if not 0
+	deleted map[[32]byte]bool // at any time
+	limit   int               // blocks, if not 0
 }
 
 func (l *local) init() *local {
 	l.blocks, l.durable, l.damaged = map[[32]byte]cas.Block{}, map[[32]byte]bool{}, map[[32]byte]bool{}
+	l.deleted = map[[32]byte]bool{}
 	return l
 }
 
@@ -116,6 +118,21 @@ func (l *local) List(ctx context.Context, after [32]byte, limit int, page []cas.
 	return page[:min(limit, len(page))], ctx.Err()
 }
 
+func (l *local) Delete(ctx context.Context, cids []cas.CID, unless func(cas.CID) bool) (deleted int, freed int64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range cids {
+		hash := c.Hash()
+		if b, ok := l.blocks[hash]; ok && !unless(c) {
+			deleted, freed = deleted+1, freed+int64(len(b.Data()))
+			delete(l.blocks, hash)
+			delete(l.durable, hash)
+			l.deleted[hash] = true
+		}
+	}
+	return deleted, freed, ctx.Err()
+}
+
 // crash loses what was not synced.
 func (l *local) crash() {
 	l.mu.Lock()
@@ -147,6 +164,19 @@ func (l *local) holds(c cas.CID) (held, durable bool) {
 	return held && !l.damaged[c.Hash()], held && l.durable[c.Hash()]
 }
 
+// kept is a cache in memory with room for so many bytes.
+type kept struct {
+	mem.Store
+	room atomic.Int64
+}
+
+func (k *kept) Room() int64 { return k.room.Load() }
+
+func (k *kept) Adopt(_ []byte, blocks []cas.Block, _ []int, done func()) {
+	_ = k.Put(context.Background(), blocks...) // which keeps copies
+	done()
+}
+
 // network connects nodes in memory.
 type network struct {
 	mu    sync.Mutex
@@ -165,6 +195,8 @@ type port struct {
 	stalls  bool          // never answers
 	lies    bool          // changes the last byte of its answers
 	fails   func(op byte) bool
+	before  func(from p2p.PeerID, op byte)                // a request is handled
+	after   func(from p2p.PeerID, op byte, answer []byte) // before its answer is sent, which it may change
 	asked   int
 	ops     map[byte]int
 }
@@ -188,7 +220,7 @@ func (p *port) Call(ctx context.Context, to p2p.PeerID, _ p2p.Protocol, req ...[
 		p.net.mu.Unlock()
 		return nil, p2p.ErrUnreachable
 	}
-	h, delay, stalls, lies := q.handler, q.delay, q.stalls, q.lies
+	h, delay, stalls, lies, before, after := q.handler, q.delay, q.stalls, q.lies, q.before, q.after
 	q.asked++
 	q.ops[b[1]]++
 	p.net.mu.Unlock()
@@ -203,6 +235,9 @@ func (p *port) Call(ctx context.Context, to p2p.PeerID, _ p2p.Protocol, req ...[
 			return nil, ctx.Err()
 		}
 	}
+	if before != nil {
+		before(p.id, b[1])
+	}
 	a, err := h(ctx, p.id, b)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -212,6 +247,9 @@ func (p *port) Call(ctx context.Context, to p2p.PeerID, _ p2p.Protocol, req ...[
 	}
 	if a = bytes.Clone(a); lies {
 		a[len(a)-1] ^= 1
+	}
+	if after != nil {
+		after(p.id, b[1], a)
 	}
 	return a, nil
 }
@@ -225,22 +263,12 @@ func (p *port) Health(id p2p.PeerID) (p2p.Health, time.Time) {
 	return p2p.Alive, time.Time{}
 }
 
-// memCache is a Cache in memory.
-type memCache struct{ mem.Store }
-
-func newCache() *memCache { return new(memCache) }
-
-func (c *memCache) Adopt(_ []byte, blocks []cas.Block, _ []int, done func()) {
-	_ = c.Put(context.Background(), blocks...) // which keeps copies, and never fails
-	done()
-}
-
 // node is a member of a cluster under test.
 type node struct {
 	*Replica
 	id    p2p.PeerID
 	local *local
-	cache *memCache
+	cache *kept
 	port  *port
 }
 
@@ -283,7 +311,7 @@ func start(t testing.TB, n, copies int, o Options) *testCluster {
 // add starts another node and registers it; announce tells all.
 func (c *testCluster) add(role p2p.Role) *node {
 	id := p2p.PeerID(fmt.Sprintf("12D3KooWnode%04d", len(c.nodes)))
-	n := &node{id: id, local: new(local).init(), cache: newCache(), port: &port{net: c.net, id: id, ops: map[byte]int{}}}
+	n := &node{id: id, local: new(local).init(), cache: new(kept), port: &port{net: c.net, id: id, ops: map[byte]int{}}}
 	c.net.mu.Lock()
 	c.net.ports[id] = n.port
 	c.net.mu.Unlock()

@@ -25,17 +25,21 @@ const entryBytes = 256
 // wait than Options.PushBytes, it waits. Blocks that no owner that answers can be
 // given stay here, and are sent later.
 func (r *Replica) Put(ctx context.Context, blocks ...cas.Block) error {
+	if r.cluster.Load() == nil {
+		return r.o.Local.Put(ctx, blocks...)
+	}
+	sizes, cids := make([]blockSize, len(blocks)), make([]cas.CID, len(blocks))
+	for i, b := range blocks {
+		cids[i] = b.CID()
+		sizes[i] = blockSize{b.CID(), len(b.Data())}
+	}
+	defer r.promises.hold(cids)()
 	if err := r.o.Local.Put(ctx, blocks...); err != nil {
 		return err
 	}
 	c := r.shared()
 	if c == nil || len(blocks) == 0 || c.table.Copies() == 0 {
 		return nil
-	}
-	sizes, cids := make([]blockSize, len(blocks)), make([]cas.CID, len(blocks))
-	for i, b := range blocks {
-		cids[i] = b.CID()
-		sizes[i] = blockSize{b.CID(), len(b.Data())}
 	}
 	if err := r.enlist(ctx, c, sizes...); err != nil {
 		return err

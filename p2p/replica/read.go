@@ -272,6 +272,7 @@ func (f *failures) err(c cas.CID, asked int) error {
 
 // Has says which blocks are held here, or by an owner that answers.
 func (r *Replica) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	r.promises.told(cids)
 	has, err := r.o.Local.Has(ctx, cids...)
 	cl := r.shared()
 	if err != nil || cl == nil {

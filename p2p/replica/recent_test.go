@@ -23,7 +23,7 @@ func TestWhatPrefetchBroughtIsReadFromMemoryOnce(t *testing.T) {
 			n.set(func(p *port) { p.down = true })
 		}
 		cache := client.cache
-		client.Replica.o.Cache = newCache() // nobody has them any more
+		client.Replica.o.Cache = new(kept) // nobody has them any more
 		wantBlocks(t, client, blocks)
 		if _, err := client.Get(t.Context(), cids[0], nil); err == nil {
 			t.Error("a block that was read is still in memory")

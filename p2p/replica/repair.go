@@ -83,9 +83,16 @@ func (r *Replica) repairAll() {
 		case <-timer.C:
 		}
 		wait := r.o.RepairEvery
-		if c := r.shared(); c != nil && !r.pass(c) {
-			wait = min(wait, retry)
-			retry = min(2*retry, maxRepairRetry)
+		if c := r.shared(); c != nil {
+			clean, left := r.pass(c)
+			switch {
+			case !clean:
+				wait = min(wait, retry)
+				retry = min(2*retry, maxRepairRetry)
+			case left: // which may be so for long: owners of a version before confirm nothing
+				wait = min(wait, retry)
+				retry = 2 * wait
+			}
 		}
 		timer.Reset(wait)
 	}
@@ -101,12 +108,14 @@ type pass struct {
 	behind    int64 // blocks that an owner lacks, or may lack
 	thin      int64 // blocks of which too few others are known to have one
 	droppable int64
-	unsure    bool // a peer was started again meanwhile, or failed to sync
+	dropped   int64 // of them
+	unsure    bool  // a peer was started again meanwhile, or failed to sync
 }
 
 // pass walks over the local blocks once; it returns whether all of them are durable
-// on all their owners now. With another epoch it ends early, and another is due.
-func (r *Replica) pass(c *cluster) (clean bool) {
+// on all their owners now, and whether some are left that this node is to drop. With
+// another epoch it ends early, and another is due.
+func (r *Replica) pass(c *cluster) (clean, left bool) {
 	p := &pass{r: r, c: c, boots: make(map[p2p.PeerID]uint64)}
 	r.locked(func() { r.queue.missed = 0 }) // the pass comes to them
 	var after [cas.HashSize]byte
@@ -119,14 +128,14 @@ func (r *Replica) pass(c *cluster) (clean bool) {
 			if r.ctx.Err() == nil {
 				r.o.Logger.Error("repair cannot list blocks", "err", err)
 			}
-			return false
+			return false, false
 		}
 		if len(page) > 0 {
 			p.page(page)
 			after = page[len(page)-1].Hash()
 		}
 		if r.ctx.Err() != nil || r.cluster.Load() != c {
-			return false
+			return false, false
 		}
 		checked += int64(len(page))
 		r.repair.mu.Lock()
@@ -138,7 +147,7 @@ func (r *Replica) pass(c *cluster) (clean bool) {
 	}
 	p.sync()
 	clean = p.behind == 0 && !p.unsure
-	if p.unsure {
+	if p.droppable -= p.dropped; p.unsure {
 		p.droppable = 0
 	}
 	r.repair.mu.Lock()
@@ -149,7 +158,7 @@ func (r *Replica) pass(c *cluster) (clean bool) {
 		r.repair.now.Secured = c.epoch
 	}
 	r.repair.passes++
-	return clean
+	return clean, c.drops && p.droppable > 0
 }
 
 // query is what a peer is asked about a page.
@@ -190,6 +199,8 @@ func (p *pass) page(page []cas.CID) {
 			p.mu.Unlock()
 		}
 	})
+	var spare []cas.CID
+	var of [][]p2p.PeerID // owners of each
 	for i, n := range missing {
 		hash := page[i].Hash()
 		others := len(owners[i]) - n
@@ -203,9 +214,11 @@ func (p *pass) page(page []cas.CID) {
 		case n > 0:
 			p.behind++
 		case !p.c.owns || !p.c.table.Owns(&hash, p.r.self):
-			p.droppable++
+			spare, of = append(spare, page[i]), append(of, owners[i])
 		}
 	}
+	p.droppable += int64(len(spare))
+	p.drop(spare, of)
 }
 
 // each calls f for all queries at once.

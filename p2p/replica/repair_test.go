@@ -124,8 +124,11 @@ func TestANodeIsDrainedWhenAllOwnersHaveWhatItHolds(t *testing.T) {
 		}
 		c.down(false, 1)
 		time.Sleep(5 * time.Minute)
-		if s := c.nodes[3].Status(); !c.nodes[3].Drained() || s.Droppable != int64(len(blocks)) {
+		if s := c.nodes[3].Status(); !c.nodes[3].Drained() || s.Dropped != int64(len(blocks)) || s.Droppable != 0 {
 			t.Errorf("not drained: %+v", s)
+		}
+		if n := c.nodes[3].local.len(); n != 0 {
+			t.Errorf("the drained node holds %d blocks", n)
 		}
 		c.wantOwned(blocks)
 		for _, b := range blocks {

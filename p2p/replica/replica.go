@@ -12,7 +12,9 @@
 // A pass over the local store compares what the owners of each block have with what
 // they should have, and sends what is missing. Each node does so for what it holds,
 // and the first holder in the order of placement sends, so that a node that joins,
-// comes back, or has lost its disk is filled by the others.
+// comes back, or has lost its disk is filled by the others. What a node holds and does
+// not own it drops when all owners have proved that they have it (see drop.go), so that
+// space moves with the blocks.
 //
 // On a node that has nobody to share with, everything goes straight to the local
 // store.
@@ -56,6 +58,9 @@ type Local interface {
 	// List appends to page[:0] at most limit CIDs of blocks held whose hash is
 	// greater than after, in order of hash; fewer only at the end.
 	List(ctx context.Context, after [cas.HashSize]byte, limit int, page []cas.CID) ([]cas.CID, error)
+	// Delete forgets blocks, but for those of which unless says true, under a lock
+	// that excludes the answer of Put or Has that the block is here.
+	Delete(ctx context.Context, cids []cas.CID, unless func(cas.CID) bool) (deleted int, freed int64, err error)
 }
 
 var _ Local = (*segment.Store)(nil)
@@ -68,6 +73,8 @@ type Cache interface {
 	// Adopt is Put of blocks that lie in memory, each where at says, without copies
 	// of them. memory does not change until done is called, which may be at once.
 	Adopt(memory []byte, blocks []cas.Block, at []int, done func())
+	// Room returns how many bytes can be put before others have to go.
+	Room() int64
 }
 
 // Options say what a Replica works with. Local is required, and Transport on a node
@@ -103,17 +110,18 @@ type Options struct {
 // Replica is the cluster as a store. Its methods may be called from any number of
 // goroutines.
 type Replica struct {
-	o       Options
-	self    p2p.PeerID
-	cluster atomic.Pointer[cluster] // nil until SetView
-	peers   peers
-	flights flights
-	hedges  hedges
-	queue   queue
-	repair  repair
-	reads   prefetches
-	recent  recent
-	claims  claims
+	o        Options
+	self     p2p.PeerID
+	cluster  atomic.Pointer[cluster] // nil until SetView
+	peers    peers
+	flights  flights
+	hedges   hedges
+	queue    queue
+	repair   repair
+	promises promises
+	reads    prefetches
+	recent   recent
+	claims   claims
 
 	ctx         context.Context // ends with Close
 	cancel      context.CancelFunc
@@ -132,6 +140,7 @@ type cluster struct {
 	alone    bool         // no other member keeps blocks
 	owns     bool         // this member owns blocks
 	draining bool         // this member is to be emptied
+	drops    bool         // this member drops what it does not own
 	others   []p2p.PeerID // storage members that own nothing, without this one
 	nodes    int          // on which a block must be durable for Sync, two at most
 	need     int          // other nodes than this one of those
@@ -165,6 +174,7 @@ func New(o Options) *Replica {
 	r.hedges.init()
 	r.queue.init()
 	r.repair.init(o.RepairRate)
+	r.promises.init()
 	r.reads.init()
 	r.recent.init()
 	r.claims.init(o.Proven)
@@ -184,6 +194,7 @@ func (r *Replica) SetView(v p2p.View) {
 		if m.ID == r.self {
 			c.owns = m.Owns()
 			c.draining = m.Role == p2p.RoleStorage && m.State == p2p.Draining
+			c.drops = m.State == p2p.Active || m.State == p2p.Draining
 			continue
 		}
 		if m.Role != p2p.RoleStorage {
@@ -220,7 +231,7 @@ func (r *Replica) Start(ctx context.Context) {
 	stop := context.AfterFunc(ctx, r.cancel)
 	context.AfterFunc(r.ctx, func() { stop() })
 	if r.o.Transport != nil {
-		o := exchange.ServerOptions{Local: r.o.Local, Logger: r.o.Logger}
+		o := exchange.ServerOptions{Local: r.o.Local, Epoch: r.epoch, Promise: r.promises.told, Logger: r.o.Logger}
 		if r.o.Cache != nil {
 			o.Cache = r.o.Cache
 		}
@@ -231,6 +242,14 @@ func (r *Replica) Start(ctx context.Context) {
 	}
 	r.spawn(r.watch)
 	r.spawn(r.repairAll)
+}
+
+// epoch is that of the View in use, 0 before the first.
+func (r *Replica) epoch() uint64 {
+	if c := r.cluster.Load(); c != nil {
+		return c.epoch
+	}
+	return 0
 }
 
 // Close ends everything in the background, and serving; on return nothing uses Local
@@ -310,13 +329,14 @@ type Status struct {
 	UnderReplicated int64
 	Pending         int64 // blocks put here that are not yet durable on enough nodes
 	Repaired        int64 // blocks sent by repair since the start
-	// Droppable counts the blocks that this node holds, does not own, and that
-	// were found durable on every owner.
+	// Droppable counts the blocks that this node holds, does not own, and has not
+	// dropped in the last pass, though every owner has them.
 	Droppable int64
 	PassDone  bool // a pass was completed in this epoch
 	// Secured is the last epoch in which a pass found, or made, durable copies on
 	// as many nodes as Sync waits for of all blocks that are held here; 0: none.
 	Secured uint64
+	Dropped int64 // blocks dropped since the start
 	Checked int64 // blocks that the pass under way has looked at, or the last one has
 }
 

@@ -84,9 +84,19 @@ func TestADrainedNodeCanBeRemovedWithoutLoss(t *testing.T) {
 	leaving, rest := r.nodes[2], r.nodes[:2]
 	all := fill(t, leaving, "data", 21)
 	r.awaitCopies(r.nodes...)
+	full := leaving.status().Store
 	start := time.Now()
 	rest[0].must("peers", "drain", "--wait", leaving.name)
 	t.Logf("drained after %v", since(start))
+	empty := eventually(t, 30*time.Second, "the drained node is empty", func() error {
+		if s := leaving.status().Store; s.Blocks > 0 || s.StoredBytes > 0 {
+			return fmt.Errorf("it holds %d blocks of %d bytes, at first %d of %d", s.Blocks, s.StoredBytes, full.Blocks, full.StoredBytes)
+		}
+		return nil
+	})
+	if t.Logf("empty %v later", empty); full.Blocks == 0 {
+		t.Error("it held nothing before")
+	}
 	if out := rest[1].must("peers"); !strings.Contains(out, "drained") {
 		t.Errorf("peers do not say that it is drained:\n%s", out)
 	}

@@ -48,7 +48,7 @@ func TestStatusAndPeersSayWhatIsToBeKnown(t *testing.T) {
 			raft.role raft.leader raft.term raft.appliedIndex raft.session
 			peers[].id peers[].name peers[].addrs[] peers[].role peers[].voter peers[].state peers[].lastSeen
 			peers[].capacityBytes peers[].usedBytes
-			blocks.underReplicated blocks.pendingReplication blocks.repaired blocks.droppable blocks.checked blocks.passDone`) {
+			blocks.underReplicated blocks.pendingReplication blocks.repaired blocks.droppable blocks.dropped blocks.checked blocks.passDone`) {
 			if _, found := got[path]; !found {
 				t.Errorf("%s: status has no %s: %s", n.name, path, out)
 			}

@@ -13,7 +13,7 @@ import (
 
 // status is what these tests read of `cairn status --json`.
 type status struct {
-	Store     struct{ Blocks int64 }
+	Store     struct{ Blocks, StoredBytes int64 }
 	Namespace struct{ PatchBytes int64 }
 	Node      *struct {
 		ID      string
