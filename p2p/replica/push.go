@@ -25,9 +25,6 @@ const entryBytes = 256
 // wait than Options.PushBytes, it waits. Blocks that no owner that answers can be
 // given stay here, and are sent later.
 func (r *Replica) Put(ctx context.Context, blocks ...cas.Block) error {
-	if r.cluster.Load() == nil {
-		return r.o.Local.Put(ctx, blocks...)
-	}
 	sizes, cids := make([]blockSize, len(blocks)), make([]cas.CID, len(blocks))
 	for i, b := range blocks {
 		cids[i] = b.CID()
