@@ -141,13 +141,7 @@ func (m *model) settle(old *model) {
 	}
 }
 
-// inodeAt is the inode as a reader as of an index sees it.
-func (m *model) inodeAt(ino Ino, index uint64) (Inode, bool) {
-	n, _, ok := m.versionAt(ino, index)
-	return n, ok
-}
-
-// versionAt is inodeAt with the inode's patches.
+// versionAt is the inode, with its patches, as a reader as of an index sees it.
 func (m *model) versionAt(ino Ino, index uint64) (Inode, []modelPatch, bool) {
 	for _, v := range m.past[ino] {
 		if v.Began <= index && index < v.ended {

@@ -275,8 +275,8 @@ func (f *file) fits(off, end int64) bool {
 // which others may have had meanwhile.
 func (f *file) commitShared(ctx context.Context) error { return f.retry(ctx, f.commitOnce) }
 
-// retry calls commit, which is commitOnce or patchOnce, until it builds on what the namespace has. Called with move held,
-// which others may have had meanwhile.
+// retry calls commit, which is commitOnce or patchOnce, until it builds on what the
+// namespace has. Called with move held, which others may have had meanwhile.
 func (f *file) retry(ctx context.Context, commit func(context.Context) error) error {
 	if f.stale.Load() {
 		if err := f.refresh(ctx); err != nil {
