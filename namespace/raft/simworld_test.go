@@ -491,7 +491,9 @@ func (w *world) client(n *simNode) {
 			w.failf("read: %v", err)
 		}
 		n.reads = append(n.reads, simRead{round, w.acked})
-		n.turn(nil)
+		if !n.turn(nil) {
+			return
+		}
 	}
 	if w.chance(15) { // of a node that is not heard of, or its own
 		for _, other := range w.slots {
