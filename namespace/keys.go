@@ -31,6 +31,7 @@ const space = index.SpaceNamespace
 //	S session                    session
 //	r session seq                result of a session's command
 //	l ino                        locks
+//	G                            how far the collection of blocks is
 //	m                            counters and positions, rewritten by every command
 //	f                            format and hash key, written once
 //
@@ -56,6 +57,7 @@ const (
 	tagSession  = 'S'
 	tagOutcome  = 'r'
 	tagLocks    = 'l'
+	tagCollect  = 'G'
 	tagMeta     = 'm'
 	tagFormat   = 'f'
 )

@@ -68,6 +68,7 @@ type State struct {
 	failed    error
 	meta      meta
 	snapshots []uint64 // indexes of the snapshots, ascending
+	collect   Collection
 	cache     cache
 	view      *p2p.View // nil without a cluster
 	sessions  map[SessionID]*session
@@ -141,6 +142,9 @@ func (s *State) load(format []byte) error {
 		return err
 	}
 	if s.snapshots, err = loadSnapshots(s.db); err != nil {
+		return err
+	}
+	if s.collect, err = loadCollection(s.db); err != nil {
 		return err
 	}
 	return s.loadCluster()

@@ -61,6 +61,7 @@ func (f *file) ensureStream(ctx context.Context) error {
 	if b.stream != nil {
 		return nil
 	}
+	f.relyNow()
 	var (
 		blocks = &waiting{Store: f.v.o.Store}
 		w      *manifest.Writer
@@ -121,12 +122,14 @@ func (f *file) commit(ctx context.Context) error {
 
 // commitOnce fails if another node has named content meanwhile.
 func (f *file) commitOnce(ctx context.Context) error {
+	step := f.v.step()
 	f.mu.Lock()
 	if !f.changed && f.dirty.empty() && f.base.stream == nil {
 		f.tail = -1
 		f.mu.Unlock()
 		return nil
 	}
+	f.rely(step)
 	f.frozen, f.dirty = f.dirty, f.v.noExtents()
 	f.frozenTail, f.tail = f.tail, -1
 	size, last, touched, set := f.size, f.last, f.touched, f.later.n
@@ -149,6 +152,7 @@ func (f *file) commitOnce(ctx context.Context) error {
 	f.frozen = f.v.noExtents()
 	f.base = f.v.baseOf(content)
 	f.folded, f.first = journal.Seq(content.Folded), 0
+	f.logged = nil
 	f.err, f.frozenTail = nil, -1
 	f.changed = f.touched != touched || f.later.n != set // what came meanwhile is for the next commit
 	if !f.changed {
@@ -392,6 +396,7 @@ func (f *file) record(spill bool) error {
 		}
 		f.dirty.put(e)
 		f.recorded(e.seq)
+		f.logs(e)
 	}
 	if spill {
 		for _, e := range f.dirty.all() {

@@ -147,23 +147,30 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 	if n < h.f.v.o.shareMin {
 		return h.f.copyBytes(ctx, off, src.f, srcOff, n)
 	}
-	b, size, err := src.f.stored(ctx)
+	copied := false
+	named, err := h.f.copyFrom(ctx, src.f, func(b base, size int64) error {
+		n = min(n, size-srcOff)
+		if b.reader == nil || n < h.f.v.o.shareMin {
+			return nil
+		}
+		copied = true
+		inTree := max(0, min(n, b.length-srcOff))
+		return h.f.change(ctx, func() {
+			if inTree > 0 {
+				h.f.dirty.put(extent{off: off, n: inTree, kind: shared, tree: b.reader, pos: srcOff})
+			}
+			if inTree < n {
+				h.f.dirty.put(extent{off: off + inTree, n: n - inTree, kind: zeros})
+			}
+		})
+	})
 	if err != nil {
 		return 0, err
 	}
-	n = min(n, size-srcOff)
-	if b.reader == nil || n < h.f.v.o.shareMin {
+	if !named || !copied {
 		return h.f.copyBytes(ctx, off, src.f, srcOff, max(n, 0))
 	}
-	inTree := max(0, min(n, b.length-srcOff))
-	return n, h.f.change(ctx, func() {
-		if inTree > 0 {
-			h.f.dirty.put(extent{off: off, n: inTree, kind: shared, tree: b.reader, pos: srcOff})
-		}
-		if inTree < n {
-			h.f.dirty.put(extent{off: off + inTree, n: n - inTree, kind: zeros})
-		}
-	})
+	return n, nil
 }
 
 // stored brings all that was written into the stored layer, and returns that and

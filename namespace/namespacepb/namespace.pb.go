@@ -727,6 +727,7 @@ type Command struct {
 	Session       uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
 	Seq           uint64 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
 	Acked         uint64 `protobuf:"varint,5,opt,name=acked,proto3" json:"acked,omitempty"`
+	Promised      uint64 `protobuf:"varint,6,opt,name=promised,proto3" json:"promised,omitempty"` // step of the collection in which blocks it refers to were promised
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -796,6 +797,13 @@ func (x *Command) GetAcked() uint64 {
 	return 0
 }
 
+func (x *Command) GetPromised() uint64 {
+	if x != nil {
+		return x.Promised
+	}
+	return 0
+}
+
 type Op struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -827,6 +835,7 @@ type Op struct {
 	//	*Op_EndSession
 	//	*Op_LockRange
 	//	*Op_ForceCluster
+	//	*Op_NextStep
 	Kind          isOp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1112,6 +1121,15 @@ func (x *Op) GetForceCluster() *ForceCluster {
 	return nil
 }
 
+func (x *Op) GetNextStep() *NextStep {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_NextStep); ok {
+			return x.NextStep
+		}
+	}
+	return nil
+}
+
 type isOp_Kind interface {
 	isOp_Kind()
 }
@@ -1224,6 +1242,10 @@ type Op_ForceCluster struct {
 	ForceCluster *ForceCluster `protobuf:"bytes,27,opt,name=force_cluster,json=forceCluster,proto3,oneof"`
 }
 
+type Op_NextStep struct {
+	NextStep *NextStep `protobuf:"bytes,28,opt,name=next_step,json=nextStep,proto3,oneof"`
+}
+
 func (*Op_Create) isOp_Kind() {}
 
 func (*Op_Link) isOp_Kind() {}
@@ -1277,6 +1299,8 @@ func (*Op_EndSession) isOp_Kind() {}
 func (*Op_LockRange) isOp_Kind() {}
 
 func (*Op_ForceCluster) isOp_Kind() {}
+
+func (*Op_NextStep) isOp_Kind() {}
 
 type Create struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2954,6 +2978,120 @@ func (x *LockRange) GetMode() uint32 {
 	return 0
 }
 
+// NextStep takes the collection of blocks to a step from the one before it.
+type NextStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          uint64                 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NextStep) Reset() {
+	*x = NextStep{}
+	mi := &file_namespace_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NextStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NextStep) ProtoMessage() {}
+
+func (x *NextStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NextStep.ProtoReflect.Descriptor instead.
+func (*NextStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *NextStep) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+// Collection is the value of the key of the collection of blocks.
+type Collection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          uint64                 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	Began         uint64                 `protobuf:"varint,2,opt,name=began,proto3" json:"began,omitempty"`     // index of the command that began the step
+	Renewed       uint64                 `protobuf:"varint,3,opt,name=renewed,proto3" json:"renewed,omitempty"` // index of the command that last began a step of renewing
+	Time          int64                  `protobuf:"fixed64,4,opt,name=time,proto3" json:"time,omitempty"`      // log time at which the last round ended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Collection) Reset() {
+	*x = Collection{}
+	mi := &file_namespace_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Collection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Collection) ProtoMessage() {}
+
+func (x *Collection) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Collection.ProtoReflect.Descriptor instead.
+func (*Collection) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Collection) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Collection) GetBegan() uint64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
+func (x *Collection) GetRenewed() uint64 {
+	if x != nil {
+		return x.Renewed
+	}
+	return 0
+}
+
+func (x *Collection) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 // Session is the value of a session's key.
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2965,7 +3103,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3115,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3128,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Session) GetPeer() []byte {
@@ -3024,7 +3162,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3036,7 +3174,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3049,7 +3187,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -3118,7 +3256,7 @@ type Locks struct {
 
 func (x *Locks) Reset() {
 	*x = Locks{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3268,7 @@ func (x *Locks) String() string {
 func (*Locks) ProtoMessage() {}
 
 func (x *Locks) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3143,7 +3281,7 @@ func (x *Locks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locks.ProtoReflect.Descriptor instead.
 func (*Locks) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Locks) GetLocks() []*Lock {
@@ -3166,7 +3304,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +3316,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +3329,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Lock) GetSession() uint64 {
@@ -3298,13 +3436,14 @@ const file_namespace_proto_rawDesc = "" +
 	"\n" +
 	"entry_term\x18\f \x01(\x06R\tentryTerm\x12\x1d\n" +
 	"\n" +
-	"time_claim\x18\r \x01(\x04R\ttimeClaim\"\x89\x01\n" +
+	"time_claim\x18\r \x01(\x04R\ttimeClaim\"\xa5\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x10R\x04time\x12(\n" +
 	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
-	"\x05acked\x18\x05 \x01(\x04R\x05acked\"\x85\r\n" +
+	"\x05acked\x18\x05 \x01(\x04R\x05acked\x12\x1a\n" +
+	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\xc2\r\n" +
 	"\x02Op\x124\n" +
 	"\x06create\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.CreateH\x00R\x06create\x12.\n" +
 	"\x04link\x18\x02 \x01(\v2\x18.cairn.namespace.v1.LinkH\x00R\x04link\x124\n" +
@@ -3340,7 +3479,8 @@ const file_namespace_proto_rawDesc = "" +
 	"endSession\x12>\n" +
 	"\n" +
 	"lock_range\x18\x1a \x01(\v2\x1d.cairn.namespace.v1.LockRangeH\x00R\tlockRange\x12G\n" +
-	"\rforce_cluster\x18\x1b \x01(\v2 .cairn.namespace.v1.ForceClusterH\x00R\fforceClusterB\x06\n" +
+	"\rforce_cluster\x18\x1b \x01(\v2 .cairn.namespace.v1.ForceClusterH\x00R\fforceCluster\x12;\n" +
+	"\tnext_step\x18\x1c \x01(\v2\x1c.cairn.namespace.v1.NextStepH\x00R\bnextStepB\x06\n" +
 	"\x04kind\"\x93\x02\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3468,7 +3608,15 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\rR\x04kind\x12\x14\n" +
 	"\x05start\x18\x04 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x05 \x01(\x04R\x03end\x12\x12\n" +
-	"\x04mode\x18\x06 \x01(\rR\x04mode\"3\n" +
+	"\x04mode\x18\x06 \x01(\rR\x04mode\"\x1e\n" +
+	"\bNextStep\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\"d\n" +
+	"\n" +
+	"Collection\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
+	"\x05began\x18\x02 \x01(\x04R\x05began\x12\x18\n" +
+	"\arenewed\x18\x03 \x01(\x04R\arenewed\x12\x12\n" +
+	"\x04time\x18\x04 \x01(\x10R\x04time\"3\n" +
 	"\aSession\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\fR\x04peer\x12\x14\n" +
 	"\x05acked\x18\x02 \x01(\x04R\x05acked\"\xd1\x01\n" +
@@ -3503,7 +3651,7 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_namespace_proto_goTypes = []any{
 	(*Inode)(nil),        // 0: cairn.namespace.v1.Inode
 	(*Content)(nil),      // 1: cairn.namespace.v1.Content
@@ -3541,10 +3689,12 @@ var file_namespace_proto_goTypes = []any{
 	(*OpenSession)(nil),  // 33: cairn.namespace.v1.OpenSession
 	(*EndSession)(nil),   // 34: cairn.namespace.v1.EndSession
 	(*LockRange)(nil),    // 35: cairn.namespace.v1.LockRange
-	(*Session)(nil),      // 36: cairn.namespace.v1.Session
-	(*Outcome)(nil),      // 37: cairn.namespace.v1.Outcome
-	(*Locks)(nil),        // 38: cairn.namespace.v1.Locks
-	(*Lock)(nil),         // 39: cairn.namespace.v1.Lock
+	(*NextStep)(nil),     // 36: cairn.namespace.v1.NextStep
+	(*Collection)(nil),   // 37: cairn.namespace.v1.Collection
+	(*Session)(nil),      // 38: cairn.namespace.v1.Session
+	(*Outcome)(nil),      // 39: cairn.namespace.v1.Outcome
+	(*Locks)(nil),        // 40: cairn.namespace.v1.Locks
+	(*Lock)(nil),         // 41: cairn.namespace.v1.Lock
 }
 var file_namespace_proto_depIdxs = []int32{
 	1,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
@@ -3576,17 +3726,18 @@ var file_namespace_proto_depIdxs = []int32{
 	34, // 26: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
 	35, // 27: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
 	31, // 28: cairn.namespace.v1.Op.force_cluster:type_name -> cairn.namespace.v1.ForceCluster
-	1,  // 29: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
-	1,  // 30: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
-	25, // 31: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
-	25, // 32: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
-	25, // 33: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
-	39, // 34: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	36, // 29: cairn.namespace.v1.Op.next_step:type_name -> cairn.namespace.v1.NextStep
+	1,  // 30: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
+	1,  // 31: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
+	25, // 32: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
+	25, // 33: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
+	25, // 34: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
+	41, // 35: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3622,6 +3773,7 @@ func file_namespace_proto_init() {
 		(*Op_EndSession)(nil),
 		(*Op_LockRange)(nil),
 		(*Op_ForceCluster)(nil),
+		(*Op_NextStep)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3629,7 +3781,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
