@@ -151,6 +151,30 @@ func (db *DB) AddBlocks(entries []Entry, indexedTo uint64) error {
 	return db.commitSummary(b, sum)
 }
 
+// DeleteBlocks forgets blocks, in one batch. At must be the location each has now. If
+// that does not survive a crash, they are known again, where they were.
+func (db *DB) DeleteBlocks(entries []Entry) error {
+	s := &db.blocks
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := s.summary
+	b := db.pebble.NewBatchWithSize(len(entries)*(1+cas.HashSize+8) + 128)
+	defer b.Close()
+	for i := range entries {
+		e := &entries[i]
+		op := b.DeleteDeferred(1 + cas.HashSize)
+		op.Key[0] = SpaceBlocks
+		copy(op.Key[1:], e.Hash[:])
+		if err := op.Finish(); err != nil {
+			return err
+		}
+		sum.Blocks--
+		sum.RawBytes -= int64(e.At.Raw)
+		sum.StoredBytes -= int64(e.At.Stored)
+	}
+	return db.commitSummary(b, sum)
+}
+
 // ResetBlocks forgets all blocks and starts over for the given store, with
 // position 0.
 func (db *DB) ResetBlocks(store stamp.ID) error {

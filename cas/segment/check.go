@@ -36,7 +36,7 @@ func (s *Store) Check(ctx context.Context, bad func(cas.CID, error)) error {
 			if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 				return err
 			}
-			if err != nil {
+			if err != nil && !errors.Is(err, cas.ErrNotFound) { // else it was deleted meanwhile
 				bad(c, err)
 			}
 		}

@@ -120,6 +120,21 @@ func (f *files) evict() {
 	f.release(file)
 }
 
+// remove deletes a segment. Readers that have it open are not disturbed; its space
+// comes back when the last of them is done.
+func (f *files) remove(segment uint32) error {
+	if err := f.fs.Remove(f.path(segment)); err != nil && !missing(err) {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if file, ok := f.open[segment]; ok {
+		delete(f.open, segment)
+		f.release(file)
+	}
+	return nil
+}
+
 func (f *files) release(file *openFile) {
 	if file.refs.Add(-1) == 0 {
 		_ = file.Close() // only read from: nothing can be lost

@@ -12,11 +12,18 @@ import (
 
 // locate returns where a block lies, and whether there is one.
 func (s *Store) locate(hash *index.Hash) (at index.Location, ok bool, epoch uint64, err error) {
-	at, ok, epoch = s.table.find(hash)
-	if !ok {
+	at, where, epoch := s.table.find(hash)
+	if where == unknown {
 		at, ok, err = s.ix.Block(hash)
 	}
-	return at, ok, epoch, err
+	return at, ok || where == inTable, epoch, err
+}
+
+// left says whether the block does not lie at the given place any more: it was moved,
+// and can be read again, or deleted.
+func (s *Store) left(hash *index.Hash, at index.Location) bool {
+	now, ok, _, err := s.locate(hash)
+	return err == nil && (!ok || now != at)
 }
 
 // Get reads a block and verifies it. A block that is damaged, or lies in a segment
@@ -41,6 +48,9 @@ func (s *Store) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, erro
 	}
 	b, err := s.read(c, at, buf)
 	if errors.Is(err, cas.ErrCorrupt) {
+		if s.left(&hash, at) {
+			return s.Get(ctx, c, buf)
+		}
 		s.table.suspect(&hash, at)
 		s.o.Logger.Error("block is corrupt", "cid", c, "segment", fileName(at.Segment), "offset", at.Offset)
 	}
@@ -118,11 +128,10 @@ func (s *Store) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 			return nil, err
 		}
 		hash := c.Hash()
-		at, ok, _, err := s.locate(&hash)
-		if err != nil {
+		var err error
+		if has[i], _, _, err = s.held(c, &hash); err != nil {
 			return nil, &cas.BlockError{Op: "has", CID: c, Where: "index", Err: err}
 		}
-		has[i] = ok && !s.table.suspected(&hash, at)
 	}
 	return has, nil
 }

@@ -29,6 +29,7 @@ const (
 type group struct {
 	records []record
 	bytes   int64 // of the blocks
+	moved   bool  // they are in the store already, elsewhere
 
 	headers []byte
 	packed  []byte // compressed payloads
@@ -42,6 +43,8 @@ type record struct {
 	was     index.Location // a damaged location that it replaces
 	epoch   uint64         // of the table when the block was not held
 }
+
+func (r *record) cid() cas.CID { return cas.NewCID(cas.Codec(r.codec), r.hash) }
 
 // Put stores the blocks that are not held yet, in the order given. While the disk
 // is so slow that the table of blocks not yet durable is full, Put waits.
@@ -95,7 +98,7 @@ func (s *Store) prepare(g *group, b *cas.Block) error {
 			return nil
 		}
 	}
-	held, was, epoch, err := s.held(&r.hash)
+	held, was, epoch, err := s.held(c, &r.hash)
 	if held || err != nil {
 		return err
 	}
@@ -109,14 +112,26 @@ func (s *Store) prepare(g *group, b *cas.Block) error {
 	return nil
 }
 
-// held says whether the block is in the store, intact as far as is known. If it is
-// damaged, was is where.
-func (s *Store) held(hash *index.Hash) (held bool, was index.Location, epoch uint64, err error) {
+// held says whether the block is in the store, intact as far as is known, and has a
+// collector know if so. If the block is damaged, was is where.
+func (s *Store) held(c cas.CID, hash *index.Hash) (held bool, was index.Location, epoch uint64, err error) {
+	s.answers.RLock()
+	defer s.answers.RUnlock()
 	at, ok, epoch, err := s.locate(hash)
 	if ok && s.table.suspected(hash, at) {
 		return false, at, epoch, err
 	}
+	if ok {
+		s.touched(c)
+	}
 	return ok, index.Location{}, epoch, err
+}
+
+// touched tells the collector of an answer; answers is locked for reading.
+func (s *Store) touched(c cas.CID) {
+	if s.o.Touched != nil {
+		s.o.Touched(c)
+	}
 }
 
 // putGroup writes the group and empties it.
@@ -128,7 +143,7 @@ func (s *Store) putGroup(ctx context.Context, g *group) error {
 	if err := s.waitForRoom(ctx); err != nil {
 		return err
 	}
-	first := cas.NewCID(cas.Codec(g.records[0].codec), g.records[0].hash)
+	first := g.records[0].cid()
 	s.tail.Lock()
 	defer s.tail.Unlock()
 	err := s.dropHeld(g)
@@ -146,11 +161,11 @@ func (s *Store) dropHeld(g *group) error {
 	keep := g.records[:0]
 	for i := range g.records {
 		r := &g.records[i]
-		at, held, epoch := s.table.find(&r.hash)
-		held = held && at != r.was
-		if !held && epoch != r.epoch {
+		at, where, epoch := s.table.find(&r.hash)
+		held := false
+		if where == inTable && at != r.was || epoch != r.epoch {
 			var err error
-			if held, r.was, _, err = s.held(&r.hash); err != nil {
+			if held, r.was, _, err = s.held(r.cid(), &r.hash); err != nil {
 				return err
 			}
 		}
@@ -197,6 +212,7 @@ type tail struct {
 	seed    uint32
 	offset  int64
 	last    uint32 // highest number of a segment file that exists
+	base    uint32 // segment of the mark that the header calls synced; see compact.go
 	budget  int64  // bytes that may be written before looking at the disk again
 }
 
@@ -212,7 +228,7 @@ func (s *Store) write(g *group) error {
 	for i := range g.records {
 		size += g.records[i].size()
 	}
-	if err := s.checkSpace(size); err != nil {
+	if err := s.checkSpace(size, g.moved); err != nil {
 		return err
 	}
 	if t.file == nil || t.offset+size > s.o.SegmentSize && t.offset > fileHeaderSize {
@@ -234,7 +250,7 @@ func (s *Store) write(g *group) error {
 	if err := s.writePieces(g.pieces); err != nil {
 		return err
 	}
-	s.table.add(g.records, t.segment, t.offset)
+	s.enter(g, t.segment, t.offset)
 	for i := range g.records {
 		r := &g.records[i]
 		if r.was == (index.Location{}) {
@@ -246,6 +262,19 @@ func (s *Store) write(g *group) error {
 	t.offset = offset
 	t.budget -= size
 	return nil
+}
+
+// enter adds what was written to the table.
+func (s *Store) enter(g *group, segment uint32, offset int64) {
+	s.answers.RLock()
+	defer s.answers.RUnlock()
+	s.table.add(g.records, segment, offset)
+	if s.o.Touched == nil || g.moved {
+		return
+	}
+	for i := range g.records {
+		s.o.Touched(g.records[i].cid())
+	}
 }
 
 // writePieces writes the pieces one after the other to the end of the segment: on
@@ -266,7 +295,8 @@ func (s *Store) writePieces(pieces [][]byte) error {
 	return writeVector(fd, pieces, at)
 }
 
-// roll goes on in a new segment; tail is locked.
+// roll goes on in a new segment; tail is locked. The end stays where it is until
+// something is appended.
 func (s *Store) roll() error {
 	t := &s.tail
 	h := fileHeader{
@@ -283,6 +313,7 @@ func (s *Store) roll() error {
 		return errors.Join(err, f.Close())
 	}
 	t.last = h.segment
+	t.base, _ = position(h.synced)
 	s.begin(f, h.segment, fileHeaderSize)
 	return nil
 }

@@ -107,14 +107,32 @@ func parseHeader(p []byte, seed uint32, offset int64) (h header, ok bool) {
 		raw:         binary.LittleEndian.Uint32(p[12:]),
 		hash:        index.Hash(p[16:48]),
 	}
+	return h, h.plausible() && binary.LittleEndian.Uint32(p[48:]) == headerSum(p, seed, offset)
+}
+
+// plausible says whether there can be such a record.
+func (h *header) plausible() bool {
 	switch h.compression {
 	case compressNone:
-		ok = h.stored == h.raw
+		return h.stored == h.raw && h.raw <= cas.MaxBlockSize
 	case compressS2:
-		ok = h.stored < h.raw
+		return h.stored < h.raw && h.raw <= cas.MaxBlockSize
 	}
-	ok = ok && h.raw <= cas.MaxBlockSize && binary.LittleEndian.Uint32(p[48:]) == headerSum(p, seed, offset)
-	return h, ok
+	return false
+}
+
+// verify says whether the payload is that of the block that the header names. buf is
+// used to decompress, and returned, larger perhaps.
+func (h *header) verify(payload, buf []byte) ([]byte, bool) {
+	if h.compression == compressS2 {
+		if payload = expand(payload, h.raw, buf); payload == nil {
+			return buf, false
+		}
+		buf = payload
+	}
+	// The codec plays no part in the hash.
+	_, err := cas.Verify(cas.NewCID(cas.Raw, h.hash), payload)
+	return buf, err == nil
 }
 
 // size is the length of the whole record.

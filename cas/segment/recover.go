@@ -87,7 +87,7 @@ func (s *Store) recover(rebuild bool) error {
 	if err := r.finish(valid); err != nil {
 		return err
 	}
-	return s.resume(r.segments, valid)
+	return s.resume(r, valid)
 }
 
 // look reads the headers of the segments that are not indexed as a whole.
@@ -268,14 +268,14 @@ func (r *recovery) finish(valid uint64) error {
 
 // resume prepares for appending: to the last segment, if it ends in a valid record
 // and nothing else, otherwise to a new one.
-func (s *Store) resume(segments []found, valid uint64) error {
+func (s *Store) resume(r *recovery, valid uint64) error {
 	s.validMark = valid
 	s.table.setMark(valid)
 	s.syncer.synced = valid
-	if len(segments) == 0 {
+	if len(r.segments) == 0 {
 		return nil
 	}
-	last := segments[len(segments)-1]
+	last := r.segments[len(r.segments)-1]
 	if valid != mark(last.number, last.size) || !last.ok {
 		return nil
 	}
@@ -284,5 +284,8 @@ func (s *Store) resume(segments []found, valid uint64) error {
 		return err
 	}
 	s.begin(f, last.number, last.size)
+	if r.from > mark(last.number, fileHeaderSize) { // so its header is durable
+		s.tail.base, _ = position(last.header.synced)
+	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -48,20 +49,24 @@ func wantIntact(t testing.TB, s *Store, blocks []cas.Block, corruptAllowed bool)
 // table hold.
 func wantExactStats(t testing.TB, n *node) {
 	t.Helper()
+	n.settling.Lock() // so that nothing is on its way from the table to the index
+	defer n.settling.Unlock()
+	places := make(map[index.Hash]index.Location)
+	err := n.ix.EachBlock(func(hash *index.Hash, at index.Location) error {
+		places[*hash] = at
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range slices.Backward(n.table.entries()) { // the later place of a block last
+		places[e.Hash] = e.At
+	}
 	var want Stats
-	count := func(_ *index.Hash, at index.Location) error {
+	for _, at := range places {
 		want.Blocks++
 		want.RawBytes += int64(at.Raw)
 		want.StoredBytes += int64(at.Stored)
-		return nil
-	}
-	if err := n.ix.EachBlock(count); err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range n.table.entries() {
-		if err := count(&e.Hash, e.At); err != nil {
-			t.Fatal(err)
-		}
 	}
 	if got := n.Stats(); got != want {
 		t.Fatalf("stats %+v, the store holds %+v", got, want)

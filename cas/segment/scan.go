@@ -62,7 +62,9 @@ func (s *scanner) next() (found span, ok bool, err error) {
 	if err != nil {
 		return found, false, err
 	}
-	found.valid = len(b) == int(h.size()) && s.verify(&h, b[headerSize:])
+	if len(b) == int(h.size()) {
+		s.raw, found.valid = h.verify(b[headerSize:], s.raw)
+	}
 	found.header, found.record = h, b
 	if _, err := s.r.Discard(len(b)); err != nil {
 		return found, false, err
@@ -70,19 +72,6 @@ func (s *scanner) next() (found span, ok bool, err error) {
 	s.offset += int64(len(b))
 	found.end = s.offset
 	return found, true, nil
-}
-
-// verify says whether the payload is that of the block that the header names.
-func (s *scanner) verify(h *header, payload []byte) bool {
-	if h.compression == compressS2 {
-		if payload = expand(payload, h.raw, s.raw); payload == nil {
-			return false
-		}
-		s.raw = payload
-	}
-	// The codec plays no part in the hash.
-	_, err := cas.Verify(cas.NewCID(cas.Raw, h.hash), payload)
-	return err == nil
 }
 
 // search moves on to the next valid header after s.offset, or to the end.

@@ -92,6 +92,15 @@ type Options struct {
 	// journal and the index, in bytes: 0 means 1 GiB or 2 % of the disk,
 	// whichever is more, negative means none.
 	Reserve int64
+	// CompactRate limits what is written to give back the space of deleted blocks
+	// in the background, in bytes a second: 0 means DefaultCompactRate, negative
+	// that only Compact gives it back.
+	CompactRate int64
+	// Touched, if not nil, is called for every block that Put stores or finds
+	// stored, and each that Has says is held, before they return; see Delete. It
+	// must be quick, may be called from many goroutines at once, and must not use
+	// the store.
+	Touched func(cas.CID)
 	// Logger is told about recovery and damage; nil is slog.Default().
 	Logger *slog.Logger
 	// Random gives the identity of a new store; nil is crypto/rand.
@@ -124,8 +133,17 @@ type Store struct {
 
 	validMark uint64
 
+	// answers is held for reading while it is found that a block is held, and told
+	// to Options.Touched; for writing, while blocks are made unknown.
+	answers sync.RWMutex
+	// settling is held by whoever changes the index. It comes before the tail's
+	// lock, and that before answers.
+	settling sync.Mutex
+	entries  []index.Entry // reused by retire
+
+	compaction compaction
+
 	// One goroutine moves entries from the table to the index.
-	entries []index.Entry // reused by it
 	wake    chan struct{}
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -160,6 +178,9 @@ func open(o Options, rebuild bool) (*Store, error) {
 		o.SegmentSize = DefaultSegmentSize
 	}
 	o.SegmentSize = min(o.SegmentSize, 1<<30)
+	if o.CompactRate == 0 {
+		o.CompactRate = DefaultCompactRate
+	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -171,6 +192,7 @@ func open(o Options, rebuild bool) (*Store, error) {
 		return nil, fmt.Errorf("open block store: %w", err)
 	}
 	s := &Store{o: o, id: id, ix: o.Index, wake: make(chan struct{}, 1)}
+	s.compaction.init()
 	s.files.init(o.FS, o.Dir)
 	s.table.init(o.tableBytes)
 	if s.dir, err = o.FS.OpenDir(o.Dir); err != nil {
@@ -188,6 +210,9 @@ func open(o Options, rebuild bool) (*Store, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.retireAll(ctx) })
+	if o.CompactRate > 0 {
+		s.stopped.Go(func() { s.compactAll(ctx) })
+	}
 	return s, nil
 }
 

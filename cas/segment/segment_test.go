@@ -82,8 +82,9 @@ func (n *node) stop(t testing.TB) {
 	}
 }
 
-// small are options with which little data makes many segments.
-func small() Options { return Options{SegmentSize: 8 << 10, tableBytes: 4 << 10} }
+// small are options with which little data makes many segments, that are compacted when
+// a test says so.
+func small() Options { return Options{SegmentSize: 8 << 10, tableBytes: 4 << 10, CompactRate: -1} }
 
 // someBlocks returns n blocks of 0 to 3000 bytes; a third of them compress.
 func someBlocks(t testing.TB, seed uint64, n int) []cas.Block {

@@ -22,9 +22,10 @@ const (
 	spaceCheckedEvery = 4 << 20
 )
 
-// available returns how many bytes blocks may still take up. A file system that
-// cannot tell is taken to be large.
-func (s *Store) available() (int64, error) {
+// available returns how many bytes blocks may still take up; those that are moved, by
+// which more space comes back than they take, up to half of the reserve. A file system
+// that cannot tell is taken to be large.
+func (s *Store) available(moved bool) (int64, error) {
 	u, err := s.o.FS.GetDiskUsage(s.o.Dir)
 	if errors.Is(err, vfs.ErrUnsupported) {
 		return spaceCheckedEvery, nil
@@ -39,19 +40,26 @@ func (s *Store) available() (int64, error) {
 	case reserve == 0:
 		reserve = max(minReserve, int64(u.TotalBytes/reserveFraction))
 	}
+	if moved {
+		reserve /= 2
+	}
 	return int64(u.AvailBytes) - reserve, nil
 }
 
 // checkSpace says whether there is space for need more bytes; tail is locked. It
 // asks the file system once for every 4 MiB, and every time when space is short.
-func (s *Store) checkSpace(need int64) error {
+func (s *Store) checkSpace(need int64, moved bool) error {
 	t := &s.tail
 	if t.budget >= need {
 		return nil
 	}
-	free, err := s.available()
+	free, err := s.available(moved)
 	if err != nil {
 		return fmt.Errorf("disk usage: %w", err)
+	}
+	if moved && free >= need {
+		t.budget = need // the next who asks looks again
+		return nil
 	}
 	t.budget = min(free, spaceCheckedEvery)
 	if t.budget < need {
@@ -64,7 +72,7 @@ func (s *Store) checkSpace(need int64) error {
 // makeBallast makes the ballast file if there is space for it. It is a precaution
 // only, so that it is no error if it cannot be made.
 func (s *Store) makeBallast() {
-	free, err := s.available()
+	free, err := s.available(false)
 	if err != nil || free < 2*ballastSize {
 		return
 	}

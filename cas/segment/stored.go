@@ -90,6 +90,9 @@ func (s *Store) Stored(ctx context.Context, c cas.CID, buf []byte) (Stored, erro
 	buf = buf[:at.Stored]
 	err = s.readPayload(buf, at)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || missing(err) {
+		if s.left(&hash, at) {
+			return s.Stored(ctx, c, buf)
+		}
 		s.table.suspect(&hash, at)
 		err = cas.ErrCorrupt
 	}
@@ -102,38 +105,70 @@ func (s *Store) Stored(ctx context.Context, c cas.CID, buf []byte) (Stored, erro
 // errEnough ends the walk through the index when a page is full.
 var errEnough = errors.New("enough")
 
+// Held is a block that the store holds.
+type Held struct {
+	CID cas.CID
+	// Mark is where its record begins: not before what Mark returned earlier if
+	// the block was put since, or moved by Compact.
+	Mark   uint64
+	Raw    int // length of the block, in bytes
+	Stored int // and as it is stored
+}
+
 // List appends to page[:0] the CIDs of blocks held whose hash is greater than after,
 // in order of hash and at most limit of them: fewer only at the end. The codec is
 // that under which a block was first stored. Blocks that were found damaged are
-// left out. What is put while a caller goes from page to page may be missed.
+// left out. What is put or deleted while a caller goes from page to page may be missed.
 func (s *Store) List(ctx context.Context, after index.Hash, limit int, page []cas.CID) ([]cas.CID, error) {
 	page = page[:0]
+	err := s.each(ctx, after, func(hash *index.Hash, at index.Location) error {
+		if len(page) >= limit {
+			return errEnough
+		}
+		if !s.table.suspected(hash, at) {
+			page = append(page, cas.NewCID(cas.Codec(at.Codec), *hash))
+		}
+		return nil
+	})
+	return page, err
+}
+
+// ListHeld is List with more about each block, and of all blocks: those that were
+// found damaged, too.
+func (s *Store) ListHeld(ctx context.Context, after index.Hash, limit int, page []Held) ([]Held, error) {
+	page = page[:0]
+	err := s.each(ctx, after, func(hash *index.Hash, at index.Location) error {
+		if len(page) >= limit {
+			return errEnough
+		}
+		page = append(page, Held{
+			CID:  cas.NewCID(cas.Codec(at.Codec), *hash),
+			Mark: mark(at.Segment, int64(at.Offset)), Raw: int(at.Raw), Stored: int(at.Stored),
+		})
+		return nil
+	})
+	return page, err
+}
+
+// each calls fn for the blocks held whose hash is greater than after, in order of
+// hash, until it returns an error; errEnough is none.
+func (s *Store) each(ctx context.Context, after index.Hash, fn func(*index.Hash, index.Location) error) error {
 	if err := ctx.Err(); err != nil {
-		return page, err
+		return err
 	}
 	if s.closed.Load() {
-		return page, ErrClosed
+		return ErrClosed
 	}
 	// The table first: blocks move from there to the index.
 	fresh := slices.DeleteFunc(s.table.entries(), func(e index.Entry) bool {
 		return bytes.Compare(e.Hash[:], after[:]) <= 0
 	})
-	slices.SortFunc(fresh, func(a, b index.Entry) int { return bytes.Compare(a.Hash[:], b.Hash[:]) })
+	slices.SortStableFunc(fresh, func(a, b index.Entry) int { return bytes.Compare(a.Hash[:], b.Hash[:]) })
 	fresh = slices.CompactFunc(fresh, func(a, b index.Entry) bool { return a.Hash == b.Hash })
 
-	add := func(hash *index.Hash, at index.Location) error {
-		if len(page) >= limit {
-			return errEnough
-		}
-		if s.table.suspected(hash, at) {
-			return nil
-		}
-		page = append(page, cas.NewCID(cas.Codec(at.Codec), *hash))
-		return nil
-	}
 	upTo := func(hash *index.Hash) error { // what is fresh and not after hash
 		for len(fresh) > 0 && (hash == nil || bytes.Compare(fresh[0].Hash[:], hash[:]) < 0) {
-			if err := add(&fresh[0].Hash, fresh[0].At); err != nil {
+			if err := fn(&fresh[0].Hash, fresh[0].At); err != nil {
 				return err
 			}
 			fresh = fresh[1:]
@@ -147,7 +182,7 @@ func (s *Store) List(ctx context.Context, after index.Hash, limit int, page []ca
 		if len(fresh) > 0 && fresh[0].Hash == *hash { // the newer place
 			at, fresh = fresh[0].At, fresh[1:]
 		}
-		return add(hash, at)
+		return fn(hash, at)
 	})
 	if err == nil {
 		err = upTo(nil)
@@ -155,5 +190,5 @@ func (s *Store) List(ctx context.Context, after index.Hash, limit int, page []ca
 	if errors.Is(err, errEnough) {
 		err = nil
 	}
-	return page, err
+	return err
 }

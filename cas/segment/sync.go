@@ -176,8 +176,20 @@ func (s *Store) lastSegment() uint32 {
 	return s.tail.last
 }
 
+// indexTo returns when the index has all that lies before the mark.
+func (s *Store) indexTo(ctx context.Context, mark uint64) error {
+	for s.ix.Blocks().IndexedTo < mark {
+		if err := s.retire(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // retire syncs what is in the table and moves it to the index.
 func (s *Store) retire(ctx context.Context) error {
+	s.settling.Lock()
+	defer s.settling.Unlock()
 	entries, upTo := s.table.turn(s.entries[:0])
 	s.entries = entries
 	if err := s.syncer.syncTo(ctx, upTo, s.table.mark); err != nil {

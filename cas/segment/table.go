@@ -37,6 +37,10 @@ type table struct {
 	epoch    uint64 // how often a half has been emptied
 	room     chan struct{}
 
+	// gone are blocks that Delete is taking out of the index: whatever that
+	// says of them, they are not held.
+	gone map[index.Hash]struct{}
+
 	// suspects are blocks that Get found damaged, and where. Put stores them
 	// again.
 	suspects map[index.Hash]index.Location
@@ -48,6 +52,7 @@ func (t *table) init(maxBytes int64) {
 	}
 	t.fresh = make(map[index.Hash]slot)
 	t.retiring = make(map[index.Hash]slot)
+	t.gone = make(map[index.Hash]struct{})
 	t.suspects = make(map[index.Hash]index.Location)
 	t.room = make(chan struct{})
 }
@@ -64,16 +69,33 @@ func (t *table) setMark(end uint64) {
 	t.end = end
 }
 
+// whereabouts is what the table knows of a block.
+type whereabouts int
+
+const (
+	unknown whereabouts = iota // the index knows
+	inTable
+	deleted // whatever the index says
+)
+
 // find returns where the block lies if it is in the table. The epoch tells a later
-// find whether the block may have left the table since.
-func (t *table) find(hash *index.Hash) (at index.Location, ok bool, epoch uint64) {
+// find whether the block may have left the table since, or the store.
+func (t *table) find(hash *index.Hash) (at index.Location, where whereabouts, epoch uint64) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	in, ok := t.fresh[*hash]
 	if !ok && len(t.retiring) > 0 {
 		in, ok = t.retiring[*hash]
 	}
-	return in.at, ok, t.epoch
+	if ok {
+		return in.at, inTable, t.epoch
+	}
+	if len(t.gone) > 0 {
+		if _, gone := t.gone[*hash]; gone {
+			return in.at, deleted, t.epoch
+		}
+	}
+	return in.at, unknown, t.epoch
 }
 
 // add enters records that were written one after the other from the given offset.
@@ -119,11 +141,12 @@ func (t *table) turn(entries []index.Entry) (_ []index.Entry, upTo uint64) {
 	return appendEntries(entries, t.retiring), t.turned
 }
 
-// entries returns all that is in the table.
+// entries returns all that is in the table; of a block that is in both halves the
+// later place first.
 func (t *table) entries() []index.Entry {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return appendEntries(appendEntries(nil, t.retiring), t.fresh)
+	return appendEntries(appendEntries(nil, t.fresh), t.retiring)
 }
 
 func appendEntries(entries []index.Entry, half map[index.Hash]slot) []index.Entry {
@@ -164,4 +187,28 @@ func (t *table) suspected(hash *index.Hash, at index.Location) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return len(t.suspects) > 0 && t.suspects[*hash] == at
+}
+
+// forget makes a block gone until forgotten is called, unless it is in the table or
+// gone already.
+func (t *table) forget(hash *index.Hash) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, fresh := t.fresh[*hash]
+	_, retiring := t.retiring[*hash]
+	_, gone := t.gone[*hash]
+	if fresh || retiring || gone {
+		return false
+	}
+	t.gone[*hash] = struct{}{}
+	delete(t.suspects, *hash)
+	t.epoch++
+	return true
+}
+
+// forgotten says that the index does not know what is gone any more.
+func (t *table) forgotten() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.gone)
 }
