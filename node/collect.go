@@ -96,7 +96,7 @@ func (c *collector) observe() {
 	switch col.Phase() {
 	case namespace.Recording:
 		c.recorder.Start()
-		if session != alone && session > col.Began {
+		if session != alone && uint64(session) > col.Began {
 			session = 0 // who leads may not have asked for the word of this node
 		}
 		c.session, c.eligible = session, false
