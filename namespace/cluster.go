@@ -3,7 +3,6 @@ package namespace
 import (
 	"fmt"
 
-	"github.com/cairnfs/cairn/namespace/namespacepb"
 	"github.com/cairnfs/cairn/p2p"
 )
 
@@ -70,7 +69,8 @@ const (
 	MemberAddrs
 	MemberState
 	MemberCapacity
-	memberAll = MemberName | MemberAddrs | MemberState | MemberCapacity
+	MemberVersion
+	memberAll = MemberName | MemberAddrs | MemberState | MemberCapacity | MemberVersion
 )
 
 // SetMember changes what is registered of a member: ErrNoMember.
@@ -127,6 +127,8 @@ func (t *txn) doCluster(op Op) error {
 		return t.endSession(op.Session)
 	case *LockRange:
 		return t.lockRange(op)
+	case *SetVersion:
+		return t.setVersion(op)
 	}
 	return fmt.Errorf("%w: no op", ErrInvalid)
 }
@@ -135,6 +137,7 @@ func (t *txn) doCluster(op Op) error {
 // the command is committed.
 type clusterTxn struct {
 	changed bool                   // members, or what the view has besides
+	version uint32                 // that the namespace is raised to, 0: it is not
 	opened  map[SessionID]*session // rarely any
 	ended   []SessionID
 	locks   []Ino // inodes of which a lock was let go
@@ -156,6 +159,9 @@ func (t *txn) publishCluster() error {
 	}
 	if c.outcome != nil {
 		c.session.keep(c.seq, c.acked, c.outcome)
+	}
+	if c.version != 0 {
+		t.s.version = c.version
 	}
 	if !c.changed {
 		return nil
@@ -181,14 +187,4 @@ func (s *State) View() *p2p.View {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.view
-}
-
-// Generation returns how often a new cluster was forced out of this one.
-func (s *State) Generation() (uint64, error) {
-	var m namespacepb.Cluster
-	value, ok, err := get(s.db, tagKey(nil, tagCluster))
-	if err != nil || !ok {
-		return 0, err
-	}
-	return m.Generation, unmarshal(value, &m)
 }

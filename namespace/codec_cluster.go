@@ -14,6 +14,7 @@ import (
 func encodeMember(m *p2p.Member) *namespacepb.Member {
 	p := &namespacepb.Member{
 		Id: []byte(m.ID), Raft: m.Raft, Name: []byte(m.Name), Role: uint32(m.Role), State: uint32(m.State), Capacity: m.Capacity,
+		Version: m.Version,
 	}
 	for _, a := range m.Addrs {
 		p.Addrs = append(p.Addrs, []byte(a))
@@ -25,6 +26,7 @@ func decodeMember(p *namespacepb.Member) p2p.Member {
 	m := p2p.Member{
 		ID: p2p.PeerID(p.GetId()), Raft: p.GetRaft(), Name: string(p.GetName()),
 		Role: p2p.Role(p.GetRole()), State: p2p.MemberState(p.GetState()), Capacity: p.GetCapacity(),
+		Version: p.GetVersion(),
 	}
 	for _, a := range p.GetAddrs() {
 		m.Addrs = append(m.Addrs, string(a))
@@ -110,6 +112,8 @@ func decodeClusterOp(p *namespacepb.Op) (body proto.Message, op Op, err error) {
 		return k.OpenSession, &OpenSession{Peer: p2p.PeerID(k.OpenSession.GetPeer())}, nil
 	case *namespacepb.Op_EndSession:
 		return k.EndSession, &EndSession{Session: SessionID(k.EndSession.GetSession())}, nil
+	case *namespacepb.Op_SetVersion:
+		return k.SetVersion, &SetVersion{Version: k.SetVersion.GetVersion(), Epoch: k.SetVersion.GetEpoch()}, nil
 	case *namespacepb.Op_LockRange:
 		l := k.LockRange
 		if l.GetKind() > 255 || l.GetMode() > 255 {

@@ -98,14 +98,7 @@ func (op *NextStep) encode(p *namespacepb.Op) {
 	p.Kind = &namespacepb.Op_NextStep{NextStep: &namespacepb.NextStep{Step: op.Step}}
 }
 
-// collectable is the one place that decides whether blocks may be collected. All
-// members must know what a step asks of them.
-func (t *txn) collectable() error { return nil }
-
 func (t *txn) nextStep(op *NextStep) error {
-	if err := t.collectable(); err != nil {
-		return err
-	}
 	c := &t.collect
 	if op.Step != c.Step+1 {
 		return fmt.Errorf("%w: %d, not the one before %d", ErrStep, c.Step, op.Step)

@@ -33,7 +33,7 @@ const space = index.SpaceNamespace
 //	l ino                        locks
 //	G                            how far the collection of blocks is
 //	m                            counters and positions, rewritten by every command
-//	f                            format and hash key, written once
+//	f                            version of the namespace (version.go) and hash key
 //
 // "key" is an inode, entry or attribute key from its tag on. No name contains
 // a NUL, so the 00 in a history key is found from the end and no history key is

@@ -254,6 +254,9 @@ func (t *txn) setMember(op *SetMember) error {
 	if op.Mask&MemberCapacity != 0 {
 		m.Capacity = n.Capacity
 	}
+	if op.Mask&MemberVersion != 0 {
+		m.Version = n.Version
+	}
 	v.value = marshalRecord(&m)
 	return t.changeCluster(func(*namespacepb.Cluster) error { return nil })
 }
@@ -321,7 +324,7 @@ func loadView(db pebble.Reader) (*p2p.View, error) {
 	if err := unmarshal(value, &c); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
-	view := &p2p.View{Cluster: string(c.Id), Epoch: c.Epoch, Copies: int(c.Copies)}
+	view := &p2p.View{Cluster: string(c.Id), Epoch: c.Epoch, Generation: c.Generation, Copies: int(c.Copies)}
 	err = scan(db, tagKey(nil, tagMember), func(key, value []byte) (bool, error) {
 		var m namespacepb.Member
 		if err := unmarshal(value, &m); err != nil {

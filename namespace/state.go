@@ -26,6 +26,10 @@ type Options struct {
 	// Logger is told of a failure that ends the State. Default: slog.Default().
 	Logger *slog.Logger
 
+	// Knows is the version that the program knows, default Version. Less is what an
+	// older program would be.
+	Knows uint32
+
 	hashMask uint64 // makes names collide in tests
 }
 
@@ -42,6 +46,9 @@ func (o *Options) setDefaults() {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	if o.Knows == 0 {
+		o.Knows = Version
+	}
 	if o.hashMask == 0 {
 		o.hashMask = 1<<63 - 1
 	}
@@ -57,6 +64,7 @@ type State struct {
 	log      *slog.Logger
 	key      [2]uint64
 	hashMask uint64
+	knows    uint32 // version
 
 	order sync.Mutex // held from Prepare to Commit or Abort
 	txn   txn        // under order
@@ -67,6 +75,7 @@ type State struct {
 	mu        sync.RWMutex
 	failed    error
 	meta      meta
+	version   uint32
 	snapshots []uint64 // indexes of the snapshots, ascending
 	collect   Collection
 	cache     cache
@@ -85,7 +94,7 @@ type State struct {
 // Errors: ErrVersion, ErrCorrupt, or what db says.
 func Open(db *pebble.DB, o Options) (*State, error) {
 	o.setDefaults()
-	s := &State{db: db, log: o.Logger, hashMask: o.hashMask}
+	s := &State{db: db, log: o.Logger, hashMask: o.hashMask, knows: o.Knows}
 	s.cache.init(o)
 	format, ok, err := get(db, tagKey(nil, tagFormat))
 	if err != nil {
@@ -111,22 +120,24 @@ func (s *State) create(key [16]byte) error {
 	s.setKey(key[:])
 	s.sessions = make(map[SessionID]*session)
 	s.meta.nextIno = RootIno + 1
+	s.version = s.knows
 	root := record{attrs: attrs{ino: RootIno, mode: TypeDir | 0o755, nlink: 2, parent: RootIno}}
 	s.cache.putInode(&root).known = allKnown
 	b := s.db.NewBatch()
 	defer b.Close()
 	return errors.Join(
-		b.Set(tagKey(nil, tagFormat), marshalRecord(&namespacepb.Format{HashKey: key[:]}), nil),
+		b.Set(tagKey(nil, tagFormat), encodeFormat(s.version, &namespacepb.Format{HashKey: key[:]}), nil),
 		b.Set(inodeKey(nil, RootIno), s.enc.encodeInode(&root), nil),
 		b.Set(tagKey(nil, tagMeta), s.enc.encodeMeta(&s.meta), nil),
 		b.Commit(pebble.NoSync))
 }
 
 func (s *State) load(format []byte) error {
-	var f namespacepb.Format
-	if err := unmarshal(format, &f); err != nil {
+	f, version, err := decodeFormat(format, s.knows)
+	if err != nil {
 		return err
 	}
+	s.version = version
 	if len(f.HashKey) != 16 {
 		return fmt.Errorf("%w: hash key of %d bytes", ErrCorrupt, len(f.HashKey))
 	}

@@ -95,7 +95,7 @@ func TestDamagedDatabasesAreRefused(t *testing.T) {
 		key, value string
 		want       error
 	}{
-		"version of the format":   {"f", "\x02", ErrVersion},
+		"version of the format":   {"f", "\xff", ErrVersion},
 		"format":                  {"f", "\x01\xff", ErrCorrupt},
 		"hash key":                {"f", "\x01", ErrCorrupt},
 		"version of the counters": {"m", "\x02", ErrVersion},

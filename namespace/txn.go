@@ -139,6 +139,9 @@ func (t *txn) run(cmd *Command) {
 
 // do carries out one op. It returns the inode concerned, if any.
 func (t *txn) do(op Op) (*stagedInode, error) {
+	if err := t.gate(op); err != nil {
+		return nil, err
+	}
 	switch op := op.(type) {
 	case *Create:
 		return t.create(op)

@@ -44,6 +44,10 @@ func (n *Node) tend(ctx context.Context) {
 		case <-trim.C:
 			err = n.trimHistory(ctx)
 		case <-check.C:
+			// In a cluster nobody may ask for a sync whose error would tell.
+			if err := n.blocks.Failed(); err != nil {
+				n.log.fail(err)
+			}
 			if n.journal.Size() < limit {
 				continue
 			}

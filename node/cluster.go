@@ -49,12 +49,13 @@ type cluster struct {
 	log     *slog.Logger
 	member  memberFile
 	self    p2p.PeerID
-	host    *host.Host
+	host    network
 	gossip  *membership.Membership
 	cache   *cache.Cache
 	replica *replica.Replica
 	group   *raft.Log
 	joins   joins
+	known   acquaintances
 
 	stop    context.CancelFunc
 	tending sync.WaitGroup
@@ -89,7 +90,7 @@ func (n *Node) newCluster() (*cluster, error) {
 		return nil, err
 	}
 	c.self = id
-	if c.host, err = host.Open(host.Options{Key: seed, Listen: c.member.Listen, Logger: c.log, MDNS: true, Cluster: c.member.Cluster}); err != nil {
+	if c.host, err = n.o.network(host.Options{Key: seed, Listen: c.member.Listen, Logger: c.log, MDNS: true, Cluster: c.member.Cluster}); err != nil {
 		return nil, fmt.Errorf("%w on %s: %w", ErrListen, c.member.Listen, err)
 	}
 	if err := c.open(); err != nil {
@@ -138,8 +139,12 @@ func (c *cluster) view() p2p.View {
 func (c *cluster) members() []p2p.Member {
 	var ms []p2p.Member
 	v := c.n.state.View()
+	epoch := uint64(0)
 	if v != nil {
-		ms = slices.Clone(v.Members)
+		ms, epoch = slices.Clone(v.Members), v.Epoch
+	}
+	if told := c.known.newer(epoch); told != nil {
+		return told
 	}
 	if v == nil || v.Member(c.self) == nil {
 		for _, p := range c.member.Peers {
@@ -155,7 +160,7 @@ func (c *cluster) members() []p2p.Member {
 func (c *cluster) newGroup() (*raft.Log, error) {
 	return raft.Open(raft.Options{
 		ID: c.member.Raft, State: c.n.state, DB: c.n.index.Pebble(), Journal: c.n.journal, Mark: c.n.blocks.Mark,
-		Transport: c.host, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log,
+		Transport: c.host, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log, Clock: c.n.o.clock,
 		Failed: c.n.log.fail, SessionEnded: func() { c.n.volume.SessionEnded() },
 	})
 }
@@ -247,6 +252,7 @@ func (c *cluster) tend(ctx context.Context) {
 			c.attend()
 		case <-tick.C:
 			c.attend()
+			c.acquaint(ctx)
 			c.noticeRemoval()
 			c.announce(ctx)
 			c.lead(ctx)

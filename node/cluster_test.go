@@ -191,7 +191,7 @@ func TestAMemberThatIsRemovedStops(t *testing.T) {
 	if err := a.RemovePeer(t.Context(), string(id)[len(id)-8:]); err != nil {
 		t.Fatal(err)
 	}
-	if a.cluster.Load().host.Connected(id) {
+	if a.cluster.Load().host.(*host.Host).Connected(id) {
 		t.Error("the connection is still there")
 	}
 	eventually(t, "two vote", func() bool { return len(a.cluster.Load().group.Status().Voters) == 2 })

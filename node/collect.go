@@ -315,12 +315,12 @@ func (c *collector) describe(r namespace.Root) string {
 // drive takes the round on if it is for this node to do so.
 func (c *collector) drive(ctx context.Context) error {
 	col := c.n.state.Collection()
+	if c.n.offline() || c.n.state.Supports(&namespace.Command{Ops: []namespace.Op{&namespace.NextStep{}}}) != nil {
+		return nil
+	}
 	leads := true
 	if cl := c.n.cluster.Load(); cl != nil {
 		leads = cl.group.Status().Role == "leader"
-	}
-	if c.n.offline() {
-		return nil
 	}
 	if col.Phase() == namespace.Idle {
 		if !c.due(col, leads) {

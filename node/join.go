@@ -186,6 +186,8 @@ type JoinOptions struct {
 	Now    func() time.Time
 	Random io.Reader
 	Logger *slog.Logger
+
+	network func(host.Options) (network, error) // as in Options
 }
 
 // Joined is what a node has become.
@@ -203,7 +205,7 @@ type Joined struct {
 // Errors: those of invite.Parse; ErrHasStore, ErrJoined, ErrNotEmpty; ErrUnreachable;
 // ErrRefused with the reason. After any of them it can be called again.
 func Join(ctx context.Context, o JoinOptions) (Joined, error) {
-	no := Options{Dir: o.Dir, FS: o.FS, Now: o.Now, Random: o.Random, Logger: o.Logger, Command: "cairn join"}
+	no := Options{Dir: o.Dir, FS: o.FS, Now: o.Now, Random: o.Random, Logger: o.Logger, Command: "cairn join", network: o.network}
 	no.setDefaults()
 	if no.Random == nil {
 		no.Random = rand.Reader
@@ -280,7 +282,7 @@ func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined
 		listen = DefaultListen
 	}
 	// It listens already, so that the addresses it tells are those it has.
-	h, err := host.Open(host.Options{Key: seed, Listen: listen, Logger: n.o.Logger})
+	h, err := n.o.network(host.Options{Key: seed, Listen: listen, Logger: n.o.Logger})
 	if err != nil {
 		return Joined{}, fmt.Errorf("%w on %s: %w", ErrListen, listen, err)
 	}
@@ -318,7 +320,7 @@ func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined
 // joinPatience is how long one question may take.
 const joinPatience = 15 * time.Second
 
-func ask(ctx context.Context, h *host.Host, t *invite.Token, r joinRequest) (*joinAnswer, error) {
+func ask(ctx context.Context, h network, t *invite.Token, r joinRequest) (*joinAnswer, error) {
 	req, err := json.Marshal(r)
 	if err != nil {
 		return nil, err

@@ -42,6 +42,7 @@ import (
 	"github.com/cairnfs/cairn/index/journal"
 	"github.com/cairnfs/cairn/index/stamp"
 	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/p2p/host"
 	"github.com/cairnfs/cairn/volume"
 )
 
@@ -87,7 +88,10 @@ type Options struct {
 	Random io.Reader        // default: crypto/rand
 	Logger *slog.Logger     // default: slog.Default
 
-	journalFile int64 // size of a file of the journal, for tests
+	// For tests:
+	journalFile int64                               // size of a file of the journal
+	network     func(host.Options) (network, error) // default: host.Open
+	clock       func() time.Duration                // of sessions; default: the machine's
 }
 
 // DefaultBlockCache is the disk space for blocks of other nodes, in bytes.
@@ -111,6 +115,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.network == nil {
+		o.network = openHost
 	}
 }
 

@@ -48,7 +48,7 @@ func Recover(ctx context.Context, o Options) (r Recovered, err error) {
 			r.Removed = append(r.Removed, m)
 		}
 	}
-	r.Cluster = n.state.View().Cluster
-	r.Generation, err = n.state.Generation()
-	return r, errors.Join(err, n.index.Flush())
+	v := n.state.View()
+	r.Cluster, r.Generation = v.Cluster, v.Generation
+	return r, n.index.Flush()
 }

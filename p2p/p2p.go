@@ -92,6 +92,7 @@ type Member struct {
 	Role     Role
 	State    MemberState
 	Capacity uint64 // bytes for blocks; the weight in placement
+	Version  uint32 // of the namespace that its program knows (rule 5); 0: it has not said so
 }
 
 // Owns reports whether the member is to own blocks.
@@ -100,10 +101,11 @@ func (m *Member) Owns() bool { return m.Role == RoleStorage && m.State == Active
 // View is the registered membership as of an epoch. It and its slices are never
 // changed; another epoch is another View.
 type View struct {
-	Cluster string   // id of the cluster, 32 hexadecimal digits
-	Epoch   uint64   // grows with each change
-	Copies  int      // nodes that are to hold each block, as configured; 0 is the default
-	Members []Member // in order of ID
+	Cluster    string   // id of the cluster, 32 hexadecimal digits
+	Epoch      uint64   // grows with each change
+	Generation uint64   // grows when a new cluster is forced out of what is left of one
+	Copies     int      // nodes that are to hold each block, as configured; 0 is the default
+	Members    []Member // in order of ID
 }
 
 // DefaultCopies is how many nodes hold each block unless configured otherwise.

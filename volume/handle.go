@@ -92,7 +92,10 @@ func (h *Handle) Flush(ctx context.Context) error {
 	if err := h.alive(); err != nil {
 		return err
 	}
-	return h.f.settle(context.WithoutCancel(ctx))
+	if err := h.f.settle(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	return h.kept()
 }
 
 // Fsync returns when the file's content, size and name are durable.
@@ -101,6 +104,9 @@ func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
 		return err
 	}
 	if err := h.f.secure(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	if err := h.kept(); err != nil {
 		return err
 	}
 	return h.f.v.o.Log.Sync(ctx)

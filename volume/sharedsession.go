@@ -170,6 +170,16 @@ func (h *Handle) alive() error {
 	return h.trusted(c)
 }
 
+// kept returns ErrSession if what was written through the handle may have been given
+// up. Ask after it was committed: if the session ended meanwhile, there may have been
+// nothing left to commit.
+func (h *Handle) kept() error {
+	if h.f.v.Shared() && h.losses != h.f.losses.Load() {
+		return namespace.ErrSession
+	}
+	return nil
+}
+
 // trusted returns ErrSession if locks were taken through the handle that others may
 // have by now.
 func (h *Handle) trusted(c Cluster) error {

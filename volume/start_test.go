@@ -8,19 +8,30 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/namespace"
 )
 
 // fullLog is a log whose journal finds no space.
-type fullLog struct{ namespace.Log }
+type fullLog struct {
+	namespace.Log
+	err error
+}
 
-func (fullLog) Propose(context.Context, *namespace.Command) (namespace.Result, error) {
-	return namespace.Result{}, syscall.ENOSPC
+func (l fullLog) Propose(context.Context, *namespace.Command) (namespace.Result, error) {
+	return namespace.Result{}, l.err
 }
 
 // TestAFullDiskStartsWithOrphans starts a volume where a file without a name cannot
-// be removed for want of space; it is removed when there is some.
+// be removed for want of space, of the journal or by what must be left free (rule 17);
+// it is removed when there is some.
 func TestAFullDiskStartsWithOrphans(t *testing.T) {
+	for _, why := range []error{syscall.ENOSPC, cas.ErrNoSpace} {
+		t.Run(why.Error(), func(t *testing.T) { startsWithOrphans(t, why) })
+	}
+}
+
+func startsWithOrphans(t *testing.T, why error) {
 	ctx := t.Context()
 	r := openRig(t, vfs.NewMem(), 0)
 	defer r.abandon()
@@ -32,7 +43,7 @@ func TestAFullDiskStartsWithOrphans(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := r.o
-	o.Log, o.SyncInterval = fullLog{r.o.Log}, time.Hour
+	o.Log, o.SyncInterval = fullLog{r.o.Log, why}, time.Hour
 	next := New(o)
 	if err := next.Start(ctx); err != nil {
 		t.Fatalf("start on a full disk: %v", err)

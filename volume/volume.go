@@ -188,12 +188,12 @@ func (v *Volume) reapAll(ctx context.Context) error {
 		v.orphans[ino] = true
 	}
 	// On a full disk they wait: what is stored is to be read all the same.
-	if err := v.reap(ctx, orphans); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	err = v.reap(ctx, orphans)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, cas.ErrNoSpace) {
 		v.o.Logger.Warn("files without a name are removed when there is space", "files", len(orphans), "err", err)
-	} else if err != nil {
-		return err
+		return nil
 	}
-	return nil
+	return err
 }
 
 // Close commits and syncs everything. Handles must have been released; what is

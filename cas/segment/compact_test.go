@@ -2,6 +2,8 @@ package segment
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -117,4 +119,50 @@ func TestSpaceOfDeletedBlocksComesBack(t *testing.T) {
 	put(t, n.Store, blocks...)
 	wantAll(t, n.Store, blocks)
 	n.stop(t)
+}
+
+func TestWhatIsDurableIsValidWhicheverSegmentsWereRemovedWithAndWithoutTheIndex(t *testing.T) {
+	for seed := range uint64(60 / effort) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 10))
+			fs := vfs.NewCrashableMem()
+			o := small()
+			if seed%2 == 0 {
+				o.tableBytes = 1 << 20 // synced only when somebody asks
+			}
+			n := start(t, fs, "", o)
+			var stay []cas.Block
+			for i := range uint64(30) {
+				blocks := apart(t, seed<<8|i, rng.IntN(30), 400)
+				put(t, n.Store, blocks...)
+				switch rng.IntN(6) {
+				case 0:
+					compact(t, n.Store)
+				case 1:
+					syncS(t, n.Store)
+				case 2:
+					stay = append(stay, blocks...)
+					continue
+				}
+				deleteAll(t, n.Store, blocks)
+			}
+			syncS(t, n.Store)
+			end := n.Mark()
+			for _, rebuilt := range []bool{false, true} {
+				after := crash(fs, 0, seed)
+				if rebuilt {
+					if err := after.RemoveAll("index"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n := start(t, after, "", o)
+				if n.ValidMark() < end {
+					t.Errorf("rebuilt %v: valid to %s, durable to %s", rebuilt, describe(n.ValidMark()), describe(end))
+				}
+				wantAll(t, n.Store, stay)
+				n.stop(t)
+			}
+			n.stop(t)
+		})
+	}
 }

@@ -102,6 +102,9 @@ func TestADamagedBlockCanBeDeletedAndStoredAgain(t *testing.T) {
 	defer n.stop(t)
 	blocks := apart(t, 1, 10, 100)
 	put(t, n.Store, blocks...)
+	if err := n.retire(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 	b := blocks[4]
 	corruptible{n}.Corrupt(t, b.CID())
 	if _, err := n.Get(context.Background(), b.CID(), nil); !errors.Is(err, cas.ErrCorrupt) {

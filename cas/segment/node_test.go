@@ -35,7 +35,7 @@ var appliedKey = []byte{index.SpaceNamespace, 'a'}
 
 // boot starts a machine as a node does and returns the records it replayed.
 func boot(fs vfs.FS, sizes sizes) (*machine, []string, error) {
-	n, err := tryStart(fs, "", Options{SegmentSize: sizes.segment, tableBytes: sizes.table}, Open)
+	n, err := tryStart(fs, "", Options{SegmentSize: sizes.segment, tableBytes: sizes.table, CompactRate: -1}, Open)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -90,19 +90,35 @@ type model struct {
 
 type modelRecord struct {
 	payload string
-	blocks  []cas.Block
+	blocks  []cas.Block // it refers to
+	drops   []cas.Block // of which it says that they are not needed any more
 }
 
-// TestNodeThroughCrashes puts blocks, journals records that refer to them, applies
-// the records, syncs, flushes, and crashes at random moments. After each crash the
-// journal must be a prefix that holds everything acknowledged, the derived state
-// must not be ahead of it, and every block that a record refers to must be there.
+// needed returns the blocks that the records need, in their order.
+func (w *model) needed() map[cas.CID]bool {
+	needed := make(map[cas.CID]bool)
+	for _, r := range w.records {
+		for _, b := range r.blocks {
+			needed[b.CID()] = true
+		}
+		for _, b := range r.drops {
+			delete(needed, b.CID())
+		}
+	}
+	return needed
+}
+
+// TestNodeThroughCrashes puts blocks, journals records that refer to them, or let go
+// of them, applies the records, deletes what none needs, gives its space back, syncs,
+// flushes, and crashes at random moments. After each crash the journal must be a prefix
+// that holds everything acknowledged, the derived state must not be ahead of it, and
+// every block that a record needs must be there.
 // The seed is the name of the subtest.
 func TestNodeThroughCrashes(t *testing.T) {
 	for seed := range uint64(40 / effort) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 6))
-			fs := vfs.NewCrashableMem()
+			watched := watch(vfs.NewCrashableMem())
 			sizes := sizes{segment: 8 << 10, table: 4 << 10, journal: 500}
 			if seed%2 == 0 {
 				sizes.table = 1 << 20 // blocks are synced only when they must be
@@ -110,15 +126,29 @@ func TestNodeThroughCrashes(t *testing.T) {
 			if seed%4 < 2 {
 				sizes.journal = int64(rng.IntN(20 << 10))
 			}
-			m, _, err := boot(fs, sizes)
+			m, _, err := boot(watched, sizes)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var w model
-			for step := range uint64(150) {
+			for step := range uint64(200) {
 				switch n := rng.IntN(100); {
-				case n < 75:
+				case n < 60:
 					w.write(t, m, rng, seed<<32|step)
+				case n < 66:
+					w.drop(t, m, rng, step)
+				case n < 72:
+					w.delete(t, m, rng)
+				case n < 77:
+					compact(t, m.Store)
+					wantCompact(t, m.node)
+				case n < 80:
+					after := watched.crashWhile(rng, 100, func() { compact(t, m.Store) })
+					if err := m.halt(); err != nil {
+						t.Fatal(err)
+					}
+					watched = watch(after)
+					m = w.reboot(t, watched, sizes)
 				case n < 85:
 					if err := m.j.Sync(context.Background()); err != nil {
 						t.Fatal(err)
@@ -136,18 +166,28 @@ func TestNodeThroughCrashes(t *testing.T) {
 							t.Fatal(err)
 						}
 						w.synced = len(w.records)
-						fs = crash(fs, 0, rng.Uint64())
+						watched = watch(crash(watched.mem, 0, rng.Uint64()))
 					} else {
-						after := crash(fs, []int{0, 5, 30, 70, 95, 100}[rng.IntN(6)], rng.Uint64())
+						after := crash(watched.mem, []int{0, 5, 30, 70, 95, 100}[rng.IntN(6)], rng.Uint64())
 						if err := m.halt(); err != nil {
 							t.Fatal(err)
 						}
-						fs = after
+						watched = watch(after)
 					}
 					if rng.IntN(3) == 0 {
-						fs = crashWhileBooting(fs, sizes, rng)
+						watched = watch(watched.crashWhile(rng, 300, func() {
+							if m, _, err := boot(watched, sizes); err == nil {
+								_ = m.halt() // may be the moment, too
+							}
+						}))
 					}
-					m = w.reboot(t, fs, sizes)
+					if rng.IntN(6) == 0 { // the journal goes back to the first record
+						if err := watched.RemoveAll("index"); err != nil {
+							t.Fatal(err)
+						}
+						watched = watch(copyOf(watched.mem)) // so that it is not removed by halves
+					}
+					m = w.reboot(t, watched, sizes)
 				}
 			}
 			if err := m.halt(); err != nil {
@@ -157,25 +197,67 @@ func TestNodeThroughCrashes(t *testing.T) {
 	}
 }
 
-// crashWhileBooting returns what a power loss at a random moment of a boot
-// or the shutdown after it leaves.
-func crashWhileBooting(fs *vfs.MemFS, sizes sizes, rng *rand.Rand) *vfs.MemFS {
-	var crashed *vfs.MemFS
-	var ops atomic.Int64
-	at, percent, seed := int64(rng.IntN(300)), []int{0, 50, 100}[rng.IntN(3)], rng.Uint64()
-	watched := errorfs.Wrap(fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && ops.Add(1) == at {
-			crashed = crash(fs, percent, seed)
+// watchedFS is a file system that calls a function before it is written to.
+type watchedFS struct {
+	vfs.FS
+	mem   *vfs.MemFS
+	write atomic.Pointer[func()]
+}
+
+func watch(mem *vfs.MemFS) *watchedFS {
+	w := &watchedFS{mem: mem}
+	w.FS = errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if f := w.write.Load(); f != nil && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+			(*f)()
 		}
 		return nil
 	}))
-	if m, _, err := boot(watched, sizes); err == nil {
-		_ = m.halt() // may be the moment, too
+	return w
+}
+
+// crashWhile returns what a power loss leaves at a random moment of what is done,
+// among the first so many times that something is written.
+func (w *watchedFS) crashWhile(rng *rand.Rand, among int, do func()) *vfs.MemFS {
+	var crashed atomic.Pointer[vfs.MemFS]
+	var ops atomic.Int64
+	at, percent, seed := int64(rng.IntN(among)), []int{0, 50, 100}[rng.IntN(3)], rng.Uint64()
+	look := func() {
+		if ops.Add(1) == at {
+			crashed.Store(crash(w.mem, percent, seed))
+		}
 	}
-	if crashed == nil {
-		return crash(fs, percent, seed)
+	w.write.Store(&look)
+	do()
+	w.write.Store(nil)
+	if after := crashed.Load(); after != nil {
+		return after
 	}
-	return crashed
+	return crash(w.mem, percent, seed)
+}
+
+// drop appends a record by which some blocks are not needed any more, and applies it.
+func (w *model) drop(t *testing.T, m *machine, rng *rand.Rand, step uint64) {
+	t.Helper()
+	r := modelRecord{payload: fmt.Sprint("drop ", step)}
+	for range min(len(w.blocks), rng.IntN(60)) {
+		r.drops = append(r.drops, w.blocks[rng.IntN(len(w.blocks))])
+	}
+	w.append(t, m, 0, r)
+}
+
+// delete deletes some blocks that are not needed, though the records that say so may
+// not be durable.
+func (w *model) delete(t *testing.T, m *machine, rng *rand.Rand) {
+	t.Helper()
+	needed := w.needed()
+	var gone []cas.Block
+	for _, b := range w.blocks {
+		if !needed[b.CID()] && rng.IntN(4) > 0 {
+			gone = append(gone, b)
+		}
+	}
+	deleteAll(t, m.Store, gone)
+	wantNone(t, m.Store, gone)
 }
 
 // write puts some blocks and appends a record that refers to some of all blocks
@@ -198,6 +280,12 @@ func (w *model) write(t *testing.T, m *machine, rng *rand.Rand, seed uint64) {
 	if len(r.blocks) > 0 {
 		mark = m.Mark()
 	}
+	w.append(t, m, mark, r)
+}
+
+// append appends a record and applies it.
+func (w *model) append(t *testing.T, m *machine, mark uint64, r modelRecord) {
+	t.Helper()
 	seq, _, err := m.j.Append(journal.KindCommand, mark, []byte(r.payload))
 	if err != nil || int(seq) != len(w.records)+1 {
 		t.Fatalf("Append = %d, %v after %d records", seq, err, len(w.records))
@@ -229,12 +317,7 @@ func (w *model) reboot(t *testing.T, fs vfs.FS, sizes sizes) *machine {
 		}
 	}
 	w.records, w.synced = w.records[:last], last
-	needed := make(map[cas.CID]bool)
-	for _, r := range w.records {
-		for _, b := range r.blocks {
-			needed[b.CID()] = true
-		}
-	}
+	needed := w.needed()
 	for _, b := range w.blocks {
 		got, err := m.Get(context.Background(), b.CID(), nil)
 		switch {

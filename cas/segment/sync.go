@@ -141,6 +141,9 @@ func (s *Store) SyncTo(ctx context.Context, mark uint64) error {
 	return s.syncer.syncTo(ctx, mark, s.table.mark)
 }
 
+// Failed returns why the store must be opened again, nil if it need not.
+func (s *Store) Failed() error { return s.syncer.failed() }
+
 // retireAll is the goroutine that moves entries from the table to the index
 // whenever it is woken.
 func (s *Store) retireAll(ctx context.Context) {

@@ -1,5 +1,5 @@
 // The formats of the namespace: stored records and commands. Each is preceded
-// by one byte that is its version, 1. Names and targets are bytes, because file
+// by one byte that is its version, 1; of Format, that of the namespace. Names and targets are bytes, because file
 // names need not be UTF-8. What a key says (inode number, parent, name) is not
 // repeated in the value.
 
@@ -531,7 +531,7 @@ func (x *Snapshot) GetTime() int64 {
 	return 0
 }
 
-// Format is written once, when the namespace is created.
+// Format is written when the namespace is created, and when its version is raised.
 type Format struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HashKey       []byte                 `protobuf:"bytes,1,opt,name=hash_key,json=hashKey,proto3" json:"hash_key,omitempty"`
@@ -836,6 +836,7 @@ type Op struct {
 	//	*Op_LockRange
 	//	*Op_ForceCluster
 	//	*Op_NextStep
+	//	*Op_SetVersion
 	Kind          isOp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1130,6 +1131,15 @@ func (x *Op) GetNextStep() *NextStep {
 	return nil
 }
 
+func (x *Op) GetSetVersion() *SetVersion {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_SetVersion); ok {
+			return x.SetVersion
+		}
+	}
+	return nil
+}
+
 type isOp_Kind interface {
 	isOp_Kind()
 }
@@ -1246,6 +1256,10 @@ type Op_NextStep struct {
 	NextStep *NextStep `protobuf:"bytes,28,opt,name=next_step,json=nextStep,proto3,oneof"`
 }
 
+type Op_SetVersion struct {
+	SetVersion *SetVersion `protobuf:"bytes,30,opt,name=set_version,json=setVersion,proto3,oneof"`
+}
+
 func (*Op_Create) isOp_Kind() {}
 
 func (*Op_Link) isOp_Kind() {}
@@ -1301,6 +1315,8 @@ func (*Op_LockRange) isOp_Kind() {}
 func (*Op_ForceCluster) isOp_Kind() {}
 
 func (*Op_NextStep) isOp_Kind() {}
+
+func (*Op_SetVersion) isOp_Kind() {}
 
 type Create struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2325,7 +2341,8 @@ type Member struct {
 	Role          uint32                 `protobuf:"varint,5,opt,name=role,proto3" json:"role,omitempty"`
 	State         uint32                 `protobuf:"varint,6,opt,name=state,proto3" json:"state,omitempty"`
 	Capacity      uint64                 `protobuf:"varint,7,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	Invite        []byte                 `protobuf:"bytes,8,opt,name=invite,proto3" json:"invite,omitempty"` // that it was admitted by
+	Invite        []byte                 `protobuf:"bytes,8,opt,name=invite,proto3" json:"invite,omitempty"`    // that it was admitted by
+	Version       uint32                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"` // that its program knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2414,6 +2431,13 @@ func (x *Member) GetInvite() []byte {
 		return x.Invite
 	}
 	return nil
+}
+
+func (x *Member) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 // Invite is the value of an invitation's key; its id is in ops only.
@@ -2761,6 +2785,59 @@ func (x *ForceCluster) GetSelf() []byte {
 	return nil
 }
 
+// SetVersion raises the namespace's version, which is the first byte of Format.
+type SetVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVersion) Reset() {
+	*x = SetVersion{}
+	mi := &file_namespace_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVersion) ProtoMessage() {}
+
+func (x *SetVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVersion.ProtoReflect.Descriptor instead.
+func (*SetVersion) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SetVersion) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SetVersion) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type SetCopies struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Copies        uint32                 `protobuf:"varint,1,opt,name=copies,proto3" json:"copies,omitempty"`
@@ -2770,7 +2847,7 @@ type SetCopies struct {
 
 func (x *SetCopies) Reset() {
 	*x = SetCopies{}
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2782,7 +2859,7 @@ func (x *SetCopies) String() string {
 func (*SetCopies) ProtoMessage() {}
 
 func (x *SetCopies) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +2872,7 @@ func (x *SetCopies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCopies.ProtoReflect.Descriptor instead.
 func (*SetCopies) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{32}
+	return file_namespace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetCopies) GetCopies() uint32 {
@@ -2814,7 +2891,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +2903,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +2916,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{33}
+	return file_namespace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *OpenSession) GetPeer() []byte {
@@ -2858,7 +2935,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +2947,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +2960,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{34}
+	return file_namespace_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EndSession) GetSession() uint64 {
@@ -2908,7 +2985,7 @@ type LockRange struct {
 
 func (x *LockRange) Reset() {
 	*x = LockRange{}
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +2997,7 @@ func (x *LockRange) String() string {
 func (*LockRange) ProtoMessage() {}
 
 func (x *LockRange) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3010,7 @@ func (x *LockRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRange.ProtoReflect.Descriptor instead.
 func (*LockRange) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{35}
+	return file_namespace_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LockRange) GetSession() uint64 {
@@ -2988,7 +3065,7 @@ type NextStep struct {
 
 func (x *NextStep) Reset() {
 	*x = NextStep{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3077,7 @@ func (x *NextStep) String() string {
 func (*NextStep) ProtoMessage() {}
 
 func (x *NextStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3090,7 @@ func (x *NextStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextStep.ProtoReflect.Descriptor instead.
 func (*NextStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NextStep) GetStep() uint64 {
@@ -3036,7 +3113,7 @@ type Collection struct {
 
 func (x *Collection) Reset() {
 	*x = Collection{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3048,7 +3125,7 @@ func (x *Collection) String() string {
 func (*Collection) ProtoMessage() {}
 
 func (x *Collection) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3061,7 +3138,7 @@ func (x *Collection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collection.ProtoReflect.Descriptor instead.
 func (*Collection) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Collection) GetStep() uint64 {
@@ -3103,7 +3180,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3192,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3205,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Session) GetPeer() []byte {
@@ -3162,7 +3239,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3251,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3264,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -3256,7 +3333,7 @@ type Locks struct {
 
 func (x *Locks) Reset() {
 	*x = Locks{}
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3268,7 +3345,7 @@ func (x *Locks) String() string {
 func (*Locks) ProtoMessage() {}
 
 func (x *Locks) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3281,7 +3358,7 @@ func (x *Locks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locks.ProtoReflect.Descriptor instead.
 func (*Locks) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{40}
+	return file_namespace_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Locks) GetLocks() []*Lock {
@@ -3304,7 +3381,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3316,7 +3393,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3329,7 +3406,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{41}
+	return file_namespace_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Lock) GetSession() uint64 {
@@ -3443,7 +3520,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05acked\x18\x05 \x01(\x04R\x05acked\x12\x1a\n" +
-	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\xc2\r\n" +
+	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\x85\x0e\n" +
 	"\x02Op\x124\n" +
 	"\x06create\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.CreateH\x00R\x06create\x12.\n" +
 	"\x04link\x18\x02 \x01(\v2\x18.cairn.namespace.v1.LinkH\x00R\x04link\x124\n" +
@@ -3480,7 +3557,9 @@ const file_namespace_proto_rawDesc = "" +
 	"\n" +
 	"lock_range\x18\x1a \x01(\v2\x1d.cairn.namespace.v1.LockRangeH\x00R\tlockRange\x12G\n" +
 	"\rforce_cluster\x18\x1b \x01(\v2 .cairn.namespace.v1.ForceClusterH\x00R\fforceCluster\x12;\n" +
-	"\tnext_step\x18\x1c \x01(\v2\x1c.cairn.namespace.v1.NextStepH\x00R\bnextStepB\x06\n" +
+	"\tnext_step\x18\x1c \x01(\v2\x1c.cairn.namespace.v1.NextStepH\x00R\bnextStep\x12A\n" +
+	"\vset_version\x18\x1e \x01(\v2\x1e.cairn.namespace.v1.SetVersionH\x00R\n" +
+	"setVersionB\x06\n" +
 	"\x04kind\"\x93\x02\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3562,7 +3641,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x05 \x01(\x04R\n" +
 	"generation\x120\n" +
-	"\x05first\x18\x06 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x05first\"\xb4\x01\n" +
+	"\x05first\x18\x06 \x01(\v2\x1a.cairn.namespace.v1.MemberR\x05first\"\xce\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04raft\x18\x02 \x01(\x04R\x04raft\x12\x12\n" +
@@ -3571,7 +3650,8 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04role\x18\x05 \x01(\rR\x04role\x12\x14\n" +
 	"\x05state\x18\x06 \x01(\rR\x05state\x12\x1a\n" +
 	"\bcapacity\x18\a \x01(\x04R\bcapacity\x12\x16\n" +
-	"\x06invite\x18\b \x01(\fR\x06invite\"\xb6\x01\n" +
+	"\x06invite\x18\b \x01(\fR\x06invite\x12\x18\n" +
+	"\aversion\x18\t \x01(\rR\aversion\"\xb6\x01\n" +
 	"\x06Invite\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x18\n" +
@@ -3594,7 +3674,11 @@ const file_namespace_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04raft\x18\x02 \x01(\x04R\x04raft\"\"\n" +
 	"\fForceCluster\x12\x12\n" +
-	"\x04self\x18\x01 \x01(\fR\x04self\"#\n" +
+	"\x04self\x18\x01 \x01(\fR\x04self\"<\n" +
+	"\n" +
+	"SetVersion\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"#\n" +
 	"\tSetCopies\x12\x16\n" +
 	"\x06copies\x18\x01 \x01(\rR\x06copies\"!\n" +
 	"\vOpenSession\x12\x12\n" +
@@ -3651,7 +3735,7 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_namespace_proto_goTypes = []any{
 	(*Inode)(nil),        // 0: cairn.namespace.v1.Inode
 	(*Content)(nil),      // 1: cairn.namespace.v1.Content
@@ -3685,16 +3769,17 @@ var file_namespace_proto_goTypes = []any{
 	(*SetMember)(nil),    // 29: cairn.namespace.v1.SetMember
 	(*RemoveMember)(nil), // 30: cairn.namespace.v1.RemoveMember
 	(*ForceCluster)(nil), // 31: cairn.namespace.v1.ForceCluster
-	(*SetCopies)(nil),    // 32: cairn.namespace.v1.SetCopies
-	(*OpenSession)(nil),  // 33: cairn.namespace.v1.OpenSession
-	(*EndSession)(nil),   // 34: cairn.namespace.v1.EndSession
-	(*LockRange)(nil),    // 35: cairn.namespace.v1.LockRange
-	(*NextStep)(nil),     // 36: cairn.namespace.v1.NextStep
-	(*Collection)(nil),   // 37: cairn.namespace.v1.Collection
-	(*Session)(nil),      // 38: cairn.namespace.v1.Session
-	(*Outcome)(nil),      // 39: cairn.namespace.v1.Outcome
-	(*Locks)(nil),        // 40: cairn.namespace.v1.Locks
-	(*Lock)(nil),         // 41: cairn.namespace.v1.Lock
+	(*SetVersion)(nil),   // 32: cairn.namespace.v1.SetVersion
+	(*SetCopies)(nil),    // 33: cairn.namespace.v1.SetCopies
+	(*OpenSession)(nil),  // 34: cairn.namespace.v1.OpenSession
+	(*EndSession)(nil),   // 35: cairn.namespace.v1.EndSession
+	(*LockRange)(nil),    // 36: cairn.namespace.v1.LockRange
+	(*NextStep)(nil),     // 37: cairn.namespace.v1.NextStep
+	(*Collection)(nil),   // 38: cairn.namespace.v1.Collection
+	(*Session)(nil),      // 39: cairn.namespace.v1.Session
+	(*Outcome)(nil),      // 40: cairn.namespace.v1.Outcome
+	(*Locks)(nil),        // 41: cairn.namespace.v1.Locks
+	(*Lock)(nil),         // 42: cairn.namespace.v1.Lock
 }
 var file_namespace_proto_depIdxs = []int32{
 	1,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
@@ -3721,23 +3806,24 @@ var file_namespace_proto_depIdxs = []int32{
 	28, // 21: cairn.namespace.v1.Op.redeem:type_name -> cairn.namespace.v1.Redeem
 	29, // 22: cairn.namespace.v1.Op.set_member:type_name -> cairn.namespace.v1.SetMember
 	30, // 23: cairn.namespace.v1.Op.remove_member:type_name -> cairn.namespace.v1.RemoveMember
-	32, // 24: cairn.namespace.v1.Op.set_copies:type_name -> cairn.namespace.v1.SetCopies
-	33, // 25: cairn.namespace.v1.Op.open_session:type_name -> cairn.namespace.v1.OpenSession
-	34, // 26: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
-	35, // 27: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
+	33, // 24: cairn.namespace.v1.Op.set_copies:type_name -> cairn.namespace.v1.SetCopies
+	34, // 25: cairn.namespace.v1.Op.open_session:type_name -> cairn.namespace.v1.OpenSession
+	35, // 26: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
+	36, // 27: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
 	31, // 28: cairn.namespace.v1.Op.force_cluster:type_name -> cairn.namespace.v1.ForceCluster
-	36, // 29: cairn.namespace.v1.Op.next_step:type_name -> cairn.namespace.v1.NextStep
-	1,  // 30: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
-	1,  // 31: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
-	25, // 32: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
-	25, // 33: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
-	25, // 34: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
-	41, // 35: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	37, // 29: cairn.namespace.v1.Op.next_step:type_name -> cairn.namespace.v1.NextStep
+	32, // 30: cairn.namespace.v1.Op.set_version:type_name -> cairn.namespace.v1.SetVersion
+	1,  // 31: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
+	1,  // 32: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
+	25, // 33: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
+	25, // 34: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
+	25, // 35: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
+	42, // 36: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3774,6 +3860,7 @@ func file_namespace_proto_init() {
 		(*Op_LockRange)(nil),
 		(*Op_ForceCluster)(nil),
 		(*Op_NextStep)(nil),
+		(*Op_SetVersion)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3781,7 +3868,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -234,6 +234,14 @@ func (l *Log) handleSession(ctx context.Context, from p2p.PeerID, req []byte) ([
 // expire ends sessions that were not heard of in time. It is called by the run
 // loop of the leader.
 func (l *Log) expire() {
+	for _, id := range l.expired() {
+		l.o.Logger.Warn("a node has not been heard of; its session ends", "peer", l.o.State.MemberOf(id), "session", id)
+		l.background(&namespace.EndSession{Session: id})
+	}
+}
+
+// expired returns the sessions that were not heard of in time.
+func (l *Log) expired() (ids []namespace.SessionID) {
 	now := l.o.Clock()
 	sessions := l.o.State.Sessions()
 	for id := range l.deadlines {
@@ -241,19 +249,17 @@ func (l *Log) expire() {
 			delete(l.deadlines, id)
 		}
 	}
-	for id, peer := range sessions {
+	for id := range sessions {
 		deadline, known := l.deadlines[id]
-		if !known {
-			l.deadlines[id] = now + l.o.TTL
-			continue
-		}
-		if now < deadline {
+		if known && now < deadline {
 			continue
 		}
 		l.deadlines[id] = now + l.o.TTL // until then it is tried once
-		l.o.Logger.Warn("a node has not been heard of; its session ends", "peer", peer, "session", id)
-		l.background(&namespace.EndSession{Session: id})
+		if known {
+			ids = append(ids, id)
+		}
 	}
+	return ids
 }
 
 // background proposes something that is tried again when it fails.

@@ -219,7 +219,9 @@ func (l *Log) fetch(m *raftpb.Message, from p2p.PeerID) {
 			_ = in.Abort() // the process ends
 			return
 		}
-		l.poke()
+		// What was received is installed before the run loop takes another call.
+		// Until then the file is in use, and must not be received anew.
+		l.do(l.stopped, func() {})
 	})
 }
 

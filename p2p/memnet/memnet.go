@@ -25,6 +25,7 @@ type Network struct {
 	mu     sync.Mutex
 	nodes  map[p2p.PeerID]*Transport
 	cut    map[link]bool
+	stalls map[[2]p2p.PeerID]chan struct{} // one way; closed when messages move again
 	flying map[*flight]bool // calls on their way, to be failed when their link is cut
 	delay  func(from, to p2p.PeerID) time.Duration
 	filter func(from, to p2p.PeerID, p p2p.Protocol) error
@@ -51,6 +52,7 @@ func New() *Network {
 	return &Network{
 		nodes:  make(map[p2p.PeerID]*Transport),
 		cut:    make(map[link]bool),
+		stalls: make(map[[2]p2p.PeerID]chan struct{}),
 		flying: make(map[*flight]bool),
 	}
 }
@@ -76,6 +78,17 @@ func (n *Network) Leave(id p2p.PeerID) {
 	n.failCut()
 }
 
+// Close is Leave of this end of the network: who has joined since under the same id
+// stays.
+func (t *Transport) Close() {
+	t.net.mu.Lock()
+	defer t.net.mu.Unlock()
+	if t.net.nodes[t.id] == t {
+		delete(t.net.nodes, t.id)
+		t.net.failCut()
+	}
+}
+
 // Cut has the link between two nodes carry nothing, in both directions. Calls on
 // their way fail at once with p2p.ErrUnreachable.
 func (n *Network) Cut(a, b p2p.PeerID) {
@@ -97,6 +110,17 @@ func (n *Network) Isolate(id p2p.PeerID) {
 	n.failCut()
 }
 
+// Stall has messages from one node to another, requests and answers alike, wait on
+// their way until HealAll: what a link does that loses all packets in one direction,
+// before anybody gives it up. Those that waited arrive then, however late.
+func (n *Network) Stall(from, to p2p.PeerID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if way := [2]p2p.PeerID{from, to}; n.stalls[way] == nil {
+		n.stalls[way] = make(chan struct{})
+	}
+}
+
 // Heal undoes Cut.
 func (n *Network) Heal(a, b p2p.PeerID) {
 	n.mu.Lock()
@@ -104,11 +128,15 @@ func (n *Network) Heal(a, b p2p.PeerID) {
 	delete(n.cut, between(a, b))
 }
 
-// HealAll makes all links whole. It does not bring back nodes that have left.
+// HealAll makes all links whole and lets what is stalled arrive. It does not bring back nodes that have left.
 func (n *Network) HealAll() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cut)
+	for way, moved := range n.stalls {
+		close(moved)
+		delete(n.stalls, way)
+	}
 }
 
 // SetDelay has messages from one node to another, requests and answers alike, take
@@ -278,7 +306,15 @@ func (n *Network) travel(ctx context.Context, from, to p2p.PeerID) error {
 	if n.delay != nil {
 		d = n.delay(from, to)
 	}
+	stalled := n.stalls[[2]p2p.PeerID{from, to}]
 	n.mu.Unlock()
+	if stalled != nil {
+		select {
+		case <-stalled:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	if d <= 0 {
 		return context.Cause(ctx)
 	}

@@ -178,3 +178,46 @@ func TestRequestsThatTheFilterRefusesAreNotDelivered(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestWhatIsStalledArrivesLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, a, _ := pair()
+		for _, way := range [][2]p2p.PeerID{{"a", "b"}, {"b", "a"}} { // the request, the answer
+			n.Stall(way[0], way[1])
+			time.AfterFunc(time.Minute, n.HealAll)
+			began := time.Now()
+			if got, err := a.Call(t.Context(), "b", echo, []byte("hello")); err != nil || string(got) != "a: hello" {
+				t.Errorf("Call = %q, %v", got, err)
+			}
+			if took := time.Since(began); took != time.Minute {
+				t.Errorf("took %v", took)
+			}
+		}
+	})
+}
+
+func TestACallThatIsStalledEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, a, _ := pair()
+		n.Stall("a", "b")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := a.Call(ctx, "b", echo); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestCloseLeavesWhoeverHasJoinedSince(t *testing.T) {
+	n, a, b := pair()
+	again := n.Join("b")
+	again.Handle(echo, echoes)
+	b.Close()
+	if _, err := a.Call(t.Context(), "b", echo); err != nil {
+		t.Error(err)
+	}
+	again.Close()
+	if _, err := a.Call(t.Context(), "b", echo); !errors.Is(err, p2p.ErrUnreachable) {
+		t.Error(err)
+	}
+}
