@@ -21,7 +21,8 @@ func (a *app) gcCmd() *cobra.Command {
 		Long: `Gc forgets the blocks that no file, no pin and no earlier version of a file refers
 to, on all machines that share the directory, and prints how many blocks and bytes
 that were. Files can be used meanwhile. It happens by itself once a day, and when
-the disk is nearly full; the disk gets the space back in the minutes after.
+the disk is nearly full. This machine's disk has the space back when gc returns, those
+of others some minutes later.
 
 Earlier versions of files, and files that were removed, are kept for 24 hours. To
 have their space sooner, say with --keep what is to be kept: 0s is nothing, and what

@@ -75,6 +75,10 @@ func (n *Node) Collect(ctx context.Context, o control.CollectOptions) (control.C
 	if err != nil {
 		return control.Collected{}, err
 	}
+	// This process may not live long enough to do so in its own time.
+	if _, err := n.blocks.Compact(ctx); err != nil && ctx.Err() == nil {
+		n.o.Logger.Warn("space of collected blocks is given back later", "err", err)
+	}
 	return n.collected(ctx, round)
 }
 
