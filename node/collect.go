@@ -179,7 +179,7 @@ func (c *collector) hold(err error) {
 	was := c.held
 	c.held = text
 	c.mu.Unlock()
-	if text != "" && text != was {
+	if text != "" && was == "" {
 		c.n.o.Logger.Warn("collection of unused blocks waits", "reason", text)
 	}
 }

@@ -31,7 +31,7 @@ func TestRemovedFilesGiveTheirSpaceBackOnAllNodes(t *testing.T) {
 	r := newCluster(t, 3)
 	a, b, c := r.nodes[0], r.nodes[1], r.nodes[2]
 	kept := fill(t, a, "kept", 8)
-	gone := fill(t, b, "gone", 14)
+	gone := fill(t, b, "removed", 14)
 	r.awaitCopies(r.nodes...)
 	before := make([]int64, 3)
 	size := int64(0)
@@ -97,7 +97,7 @@ func TestRemovedFilesGiveTheirSpaceBackOnAllNodes(t *testing.T) {
 		if out, errs, code := n.run("check"); code != 0 {
 			t.Errorf("%s: check: %s%s", n.name, out, errs)
 		}
-		if _, err := os.Stat(n.path(filepath.Join("gone", "f0"))); !os.IsNotExist(err) {
+		if _, err := os.Stat(n.path(filepath.Join("removed", "f0"))); !os.IsNotExist(err) {
 			t.Errorf("%s: a removed file is there: %v", n.name, err)
 		}
 	}
