@@ -120,6 +120,7 @@ func (fs *fileSystem) asked(h *fuse.InHeader, name string) asked {
 // entry answers q with an inode. From here on the kernel knows the inode, until
 // Forget.
 func (fs *fileSystem) entry(q asked, a *volume.Attr, out *fuse.EntryOut) {
+	fs.agree(a)
 	out.NodeId = uint64(a.Ino)
 	out.Generation = a.Generation
 	fs.fillAttr(a, &out.Attr)
@@ -218,6 +219,7 @@ func (fs *fileSystem) accessed(ino uint64) {
 // GetAttr is stat(2).
 func (fs *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(in.NodeId))
+	fs.agree(&a)
 	return fs.attr("getattr", in.NodeId, &a, err, out)
 }
 
@@ -230,6 +232,22 @@ func (fs *fileSystem) attr(op string, ino uint64, a *volume.Attr, err error, out
 	}
 	fs.fillAttr(a, &out.Attr)
 	return fuse.OK
+}
+
+// agree has the kernel drop the pages of an open file that do not agree with the
+// attributes which it is about to be told: with a size that is new to it, it would read
+// zeros where another node has written. Of SETATTR it is not to be called: the kernel
+// writes no page until that is answered, and if the size is new drops all by itself.
+func (fs *fileSystem) agree(a *volume.Attr) {
+	if a.Outdated != 0 {
+		fs.dropPages(a.Ino, a.Outdated)
+	}
+}
+
+// dropPages has the kernel drop the pages of an inode that are older than a version.
+func (fs *fileSystem) dropPages(ino namespace.Ino, version uint64) {
+	fs.writeBack(uint64(ino), 0, 0)
+	fs.vol.Dropped(ino, version)
 }
 
 // SetAttr is chmod, chown, truncate and utimens.

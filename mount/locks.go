@@ -88,8 +88,7 @@ func (fs *fileSystem) renew(h *volume.Handle) {
 		fs.forgetAttr(uint64(h.Ino()))
 		return
 	}
-	fs.writeBack(uint64(h.Ino()), 0, 0)
-	h.Dropped(version)
+	fs.dropPages(h.Ino(), version)
 }
 
 func lockOf(in *fuse.LkIn) volume.Lock {

@@ -42,7 +42,7 @@ func (s *State) Check(ctx context.Context, report func(Problem)) error {
 	defer c.db.Close()
 	for _, step := range []func() error{
 		c.countInodes, c.countEntries, c.countXattrs, c.checkOrphans, c.checkInodes,
-		c.checkTree, c.checkHistory, c.checkPins, c.checkSnapshots, c.checkTimes,
+		c.checkTree, c.checkHistory, c.checkPins, c.checkSnapshots, c.checkTimes, c.checkLocks,
 	} {
 		if err := step(); err != nil {
 			return fmt.Errorf("check namespace: %w", err)
@@ -381,6 +381,36 @@ func (c *checker) checkSnapshots() error {
 		c.problem(0, "snapshots %d, known %d", found, c.snapshots)
 	}
 	return err
+}
+
+// checkLocks sees that what is locked, and who waits, belongs to open sessions.
+func (c *checker) checkLocks() error {
+	sessions, err := loadSessions(c.db)
+	if err != nil {
+		return err
+	}
+	err = c.each(tagLocks, func(key, value []byte) {
+		ino, _, _ := splitNumberKey(key)
+		held, err := decodeLocks(value)
+		if err != nil || len(held) == 0 {
+			c.problem(Ino(ino), "%d locks: %v", len(held), err)
+		}
+		var last Lock
+		for _, l := range held {
+			if sessions[l.Session] == nil {
+				c.problem(Ino(ino), "locked by session %d, which is over", l.Session)
+			}
+			if l.Kind == LockTurn && l.Ticket <= last.Ticket || l.Ticket > c.meta.applied {
+				c.problem(Ino(ino), "turn %d is behind turn %d", l.Ticket, last.Ticket)
+			}
+			last = l
+		}
+	})
+	return firstError(err, c.each(tagWait, func(key, _ []byte) {
+		if session, id, ok := splitWaitKey(key); !ok || sessions[session] == nil {
+			c.problem(0, "wait %d of session %d, which is over", id, session)
+		}
+	}))
 }
 
 // checkTimes also looks at the positions that only trimming uses.

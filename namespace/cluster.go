@@ -28,6 +28,8 @@ const (
 	MaxAddr       = 255
 	MaxCopies     = 16
 	MaxLocks      = 8192 // ranges of an inode
+	MaxWaits      = 256  // of all members, for locks
+	MaxWaitRanges = 64   // that who waits holds
 )
 
 // FoundCluster makes a cluster of this node alone. ErrCluster if there is one.
@@ -129,6 +131,10 @@ func (t *txn) doCluster(op Op) error {
 		return t.lockRange(op)
 	case *SetVersion:
 		return t.setVersion(op)
+	case *TakeTurn:
+		return t.takeTurn(op)
+	case *AwaitLock:
+		return t.awaitLock(op)
 	}
 	return fmt.Errorf("%w: no op", ErrInvalid)
 }
@@ -140,7 +146,8 @@ type clusterTxn struct {
 	version uint32                 // that the namespace is raised to, 0: it is not
 	opened  map[SessionID]*session // rarely any
 	ended   []SessionID
-	locks   []Ino // inodes of which a lock was let go
+	locks   []Ino        // inodes of which a lock was let go
+	queues  map[Ino]bool // queues for content that have changed: whether anybody is in it
 
 	session *session // that the command belongs to
 	seq     uint64
@@ -163,6 +170,13 @@ func (t *txn) publishCluster() error {
 	if c.version != 0 {
 		t.s.version = c.version
 	}
+	for ino, any := range c.queues {
+		if any {
+			t.s.queues[ino] = true
+		} else {
+			delete(t.s.queues, ino)
+		}
+	}
 	if !c.changed {
 		return nil
 	}
@@ -178,7 +192,10 @@ func (s *State) loadCluster() (err error) {
 	if s.view, err = loadView(s.db); err != nil {
 		return err
 	}
-	s.sessions, err = loadSessions(s.db)
+	if s.sessions, err = loadSessions(s.db); err != nil {
+		return err
+	}
+	s.queues, err = loadQueues(s.db)
 	return err
 }
 

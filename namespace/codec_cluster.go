@@ -80,6 +80,18 @@ func (op *LockRange) encode(p *namespacepb.Op) {
 		Session: uint64(op.Session), Ino: uint64(op.Ino), Kind: uint32(op.Kind), Start: op.Start, End: op.End, Mode: uint32(op.Mode)}}
 }
 
+func (op *TakeTurn) encode(p *namespacepb.Op) {
+	p.Kind = &namespacepb.Op_TakeTurn{TakeTurn: &namespacepb.TakeTurn{Session: uint64(op.Session), Ino: uint64(op.Ino), Leave: op.Leave}}
+}
+
+func (op *AwaitLock) encode(p *namespacepb.Op) {
+	m := &namespacepb.AwaitLock{Session: uint64(op.Session), Id: op.ID}
+	if op.Wait != nil {
+		m.Wait = encodeWait(op.Wait)
+	}
+	p.Kind = &namespacepb.Op_AwaitLock{AwaitLock: m}
+}
+
 // decodeClusterOp is decodeOp for them; without an op or error p is none of them.
 func decodeClusterOp(p *namespacepb.Op) (body proto.Message, op Op, err error) {
 	switch k := p.Kind.(type) {
@@ -122,6 +134,16 @@ func decodeClusterOp(p *namespacepb.Op) (body proto.Message, op Op, err error) {
 		return l, &LockRange{
 			Session: SessionID(l.GetSession()), Ino: Ino(l.GetIno()), Kind: LockKind(l.GetKind()),
 			Start: l.GetStart(), End: l.GetEnd(), Mode: LockMode(l.GetMode())}, err
+	case *namespacepb.Op_TakeTurn:
+		m := k.TakeTurn
+		return m, &TakeTurn{Session: SessionID(m.GetSession()), Ino: Ino(m.GetIno()), Leave: m.GetLeave()}, nil
+	case *namespacepb.Op_AwaitLock:
+		m := k.AwaitLock
+		op := &AwaitLock{Session: SessionID(m.GetSession()), ID: m.GetId()}
+		if m.GetWait() != nil {
+			op.Wait, err = decodeWait(m.GetWait())
+		}
+		return m, op, err
 	}
 	return nil, nil, nil
 }

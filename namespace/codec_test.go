@@ -51,6 +51,8 @@ func everyOp() []Op {
 		&SetVersion{Version: 7, Epoch: 8},
 		&NextStep{Step: 9},
 		&LockRange{Session: 1, Ino: 2, Kind: 255, Start: 3, End: 1<<64 - 1, Mode: 4},
+		&TakeTurn{Session: 1, Ino: 2, Leave: 1<<64 - 1},
+		&AwaitLock{Session: 1, ID: 2, Wait: &Wait{Owner: 1<<64 - 1, Wants: LockedRange{Ino: 3, Start: 4, End: 5, Write: true}, Has: []LockedRange{{Ino: 6, Start: 7, End: 8}, {Write: true}}, Ahead: true}},
 	}
 }
 
@@ -102,6 +104,8 @@ func TestUnknownFormatsAreRefused(t *testing.T) {
 	unknown(content)
 	link := &namespacepb.Link{}
 	unknown(link)
+	held := &namespacepb.LockedRange{}
+	unknown(held)
 	kind := &namespacepb.Op{Kind: &namespacepb.Op_Reap{Reap: &namespacepb.Reap{}}}
 	unknown(kind)
 	for name, c := range map[string]struct {
@@ -117,6 +121,7 @@ func TestUnknownFormatsAreRefused(t *testing.T) {
 		"field of an op":      {op(&namespacepb.Op{Kind: &namespacepb.Op_Link{Link: link}}), ErrVersion},
 		"field of a content":  {op(&namespacepb.Op{Kind: &namespacepb.Op_SetContent{SetContent: &namespacepb.SetContent{Content: content}}}), ErrVersion},
 		"field of a content'": {op(&namespacepb.Op{Kind: &namespacepb.Op_Create{Create: &namespacepb.Create{Content: content}}}), ErrVersion},
+		"field of a range":    {op(&namespacepb.Op{Kind: &namespacepb.Op_AwaitLock{AwaitLock: &namespacepb.AwaitLock{Wait: &namespacepb.Wait{Has: []*namespacepb.LockedRange{held}}}}}), ErrVersion},
 		"CID":                 {op(&namespacepb.Op{Kind: &namespacepb.Op_Unpin{Unpin: &namespacepb.Unpin{Cid: []byte{1}}}}), ErrCorrupt},
 	} {
 		if err := new(Command).UnmarshalBinary(c.data); !errors.Is(err, c.want) {

@@ -33,23 +33,26 @@ type Command struct {
 }
 
 // RefersToBlocks reports whether blocks must be stored for the command to count:
-// those of the content it sets, or of what it pins.
-func (c *Command) RefersToBlocks() bool {
+// data first, then name.
+func (c *Command) RefersToBlocks() bool { return len(c.Roots()) > 0 }
+
+// Roots returns the trees of blocks that the command names.
+func (c *Command) Roots() (roots []cas.CID) {
 	for _, op := range c.Ops {
 		switch op := op.(type) {
 		case *Create:
 			if op.Content != nil && op.Content.Root.Defined() {
-				return true
+				roots = append(roots, op.Content.Root)
 			}
 		case *SetContent:
 			if op.Content.Root.Defined() {
-				return true
+				roots = append(roots, op.Content.Root)
 			}
 		case *Pin:
-			return true
+			roots = append(roots, op.CID)
 		}
 	}
-	return false
+	return roots
 }
 
 // Op is one change: a pointer to one of the types below.

@@ -26,6 +26,8 @@ var (
 	ErrLoop         = fmt.Errorf("%w: directory moved below itself", ErrInvalid) // EINVAL
 	ErrLocked       = errors.New("range is locked by another node")              // EAGAIN
 	ErrSession      = errors.New("session has ended")                            // EIO
+	ErrTurn         = errors.New("other nodes are first to change the content")  // not for the kernel: queue by TakeTurn and retry
+	ErrDeadlock     = errors.New("waiting for the lock would be a deadlock")     // EDEADLK
 	ErrStale        = errors.New("command was proposed and answered before")     // not for the kernel: a late repetition
 	// Of members and invitations; not for the kernel.
 	ErrNoInvite      = errors.New("no such invitation: it was never given, revoked, or given by another cluster")

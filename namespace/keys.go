@@ -30,7 +30,8 @@ const space = index.SpaceNamespace
 //	v id                         invitation
 //	S session                    session
 //	r session seq                result of a session's command
-//	l ino                        locks
+//	l ino                        locks, and the queue for the content
+//	w session id                 wait for a lock
 //	G                            how far the collection of blocks is
 //	m                            counters and positions, rewritten by every command
 //	f                            version of the namespace (version.go) and hash key
@@ -58,6 +59,7 @@ const (
 	tagOutcome  = 'r'
 	tagLocks    = 'l'
 	tagCollect  = 'G'
+	tagWait     = 'w'
 	tagMeta     = 'm'
 	tagFormat   = 'f'
 )

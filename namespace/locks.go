@@ -23,6 +23,8 @@ const (
 	// LockOwner is held on a whole file by the node that alone may have it open
 	// for writing, because programs share it in memory.
 	LockOwner LockKind = 3
+	// LockTurn is a place in the queue for the content of a file (turns.go).
+	LockTurn LockKind = 4
 )
 
 // LockMode is how a range is held.
@@ -52,6 +54,7 @@ type Lock struct {
 	Kind       LockKind
 	Start, End uint64
 	Mode       LockMode
+	Ticket     uint64 // of a LockTurn: the index at which it was taken
 }
 
 func (l *Lock) overlaps(o *Lock) bool {
@@ -118,6 +121,8 @@ func place(held []Lock, want Lock) []Lock {
 		switch {
 		case a.Kind != b.Kind:
 			return int(a.Kind) - int(b.Kind)
+		case a.Ticket != b.Ticket:
+			return cmpUint(a.Ticket, b.Ticket)
 		case a.Session != b.Session:
 			return cmpUint(uint64(a.Session), uint64(b.Session))
 		}
@@ -176,8 +181,9 @@ func (t *txn) unlockAll(id SessionID) error {
 		v.value = encodeLocks(left)
 		ino, _, _ := splitNumberKey(key)
 		t.cluster.locks = append(t.cluster.locks, Ino(ino))
+		t.queueChanged(Ino(ino), left)
 	}
-	return nil
+	return t.endWaits(id)
 }
 
 // locks loads the locks of an inode.
@@ -210,7 +216,7 @@ func encodeLocks(held []Lock) []byte {
 	m := &namespacepb.Locks{}
 	for _, l := range held {
 		m.Locks = append(m.Locks, &namespacepb.Lock{
-			Session: uint64(l.Session), Kind: uint32(l.Kind), Start: l.Start, End: l.End, Mode: uint32(l.Mode)})
+			Session: uint64(l.Session), Kind: uint32(l.Kind), Start: l.Start, End: l.End, Mode: uint32(l.Mode), Ticket: l.Ticket})
 	}
 	return marshalRecord(m)
 }
@@ -225,7 +231,7 @@ func decodeLocks(value []byte) ([]Lock, error) {
 	}
 	held := make([]Lock, len(m.Locks))
 	for i, l := range m.Locks {
-		held[i] = Lock{Session: SessionID(l.Session), Kind: LockKind(l.Kind), Start: l.Start, End: l.End, Mode: LockMode(l.Mode)}
+		held[i] = Lock{Session: SessionID(l.Session), Kind: LockKind(l.Kind), Start: l.Start, End: l.End, Mode: LockMode(l.Mode), Ticket: l.Ticket}
 	}
 	return held, nil
 }

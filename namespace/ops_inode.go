@@ -107,6 +107,9 @@ func (t *txn) truncate(op *Truncate) (*stagedInode, error) {
 	case op.Size < 0:
 		return nil, fmt.Errorf("%w: negative size", ErrInvalid)
 	}
+	if err := t.turn(n.ino); err != nil {
+		return nil, err
+	}
 	t.change(n)
 	n.mtime, n.mtimeAt = t.now, 0
 	if op.Size != n.size {
@@ -137,6 +140,9 @@ func (r *record) cut(size int64) {
 func (t *txn) setContent(op *SetContent) (*stagedInode, error) {
 	n, err := t.file(op.Ino)
 	if err != nil {
+		return nil, err
+	}
+	if err := t.turn(n.ino); err != nil {
 		return nil, err
 	}
 	if op.Ino != Created && op.Base != n.version {

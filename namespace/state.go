@@ -81,6 +81,7 @@ type State struct {
 	cache     cache
 	view      *p2p.View // nil without a cluster
 	sessions  map[SessionID]*session
+	queues    map[Ino]bool // inodes with somebody in the queue for their content
 
 	observers []func(*Change) // set before use
 }
@@ -118,7 +119,7 @@ func (s *State) setKey(k []byte) {
 // create writes the format, the root directory and the counters.
 func (s *State) create(key [16]byte) error {
 	s.setKey(key[:])
-	s.sessions = make(map[SessionID]*session)
+	s.sessions, s.queues = make(map[SessionID]*session), make(map[Ino]bool)
 	s.meta.nextIno = RootIno + 1
 	s.version = s.knows
 	root := record{attrs: attrs{ino: RootIno, mode: TypeDir | 0o755, nlink: 2, parent: RootIno}}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/cache"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/namespace/raft"
@@ -109,7 +110,8 @@ func (c *cluster) open() (err error) {
 		return err
 	}
 	o := replica.Options{
-		Transport: c.host, Local: c.n.blocks, Liveness: c.gossip, RepairRate: c.n.o.RepairRate, Logger: c.log,
+		Transport: c.host, Local: c.n.blocks, Liveness: c.gossip, Proven: c.n.memberFile.Proven,
+		RepairRate: c.n.o.RepairRate, Logger: c.log,
 		Dead: c.n.collect.dead,
 	}
 	if c.n.o.BlockCache >= 0 && c.n.o.FS == vfs.Default {
@@ -179,9 +181,12 @@ func (c *cluster) start(ctx context.Context) {
 }
 
 // secure is ordering.secure.
-func (c *cluster) secure(ctx context.Context) error {
+func (c *cluster) secure(ctx context.Context, roots []cas.CID) error {
 	if v := c.n.state.View(); v != nil && len(v.Members) == 1 {
 		return nil // the journal sees to it
+	}
+	if err := c.replica.Claim(ctx, roots...); err != nil {
+		return err
 	}
 	return c.replica.Sync(ctx)
 }
@@ -235,6 +240,13 @@ func (c *cluster) attend() {
 		c.n.log.fail(ErrRemoved)
 		return
 	}
+	if v.Owners() < 2 {
+		// From now on what is named may be on one node.
+		if err := c.setProven(false); err != nil {
+			c.n.log.fail(err)
+			return
+		}
+	}
 	c.replica.SetView(*v)
 }
 
@@ -255,6 +267,7 @@ func (c *cluster) tend(ctx context.Context) {
 			c.acquaint(ctx)
 			c.noticeRemoval()
 			c.announce(ctx)
+			c.prove(ctx)
 			c.lead(ctx)
 		}
 	}

@@ -28,6 +28,8 @@ type nodeInfo struct {
 	UsedBytes     int64 `json:"usedBytes"`
 	CapacityBytes int64 `json:"capacityBytes"`
 	Drained       bool  `json:"drained"`
+	// Secured is replica.Status.Secured.
+	Secured uint64 `json:"secured,omitempty"`
 }
 
 const (
@@ -51,7 +53,7 @@ func (c *cluster) serve() {
 }
 
 func (c *cluster) info() nodeInfo {
-	i := nodeInfo{UsedBytes: c.n.blocks.Stats().StoredBytes, Drained: c.replica.Drained()}
+	i := nodeInfo{UsedBytes: c.n.blocks.Stats().StoredBytes, Drained: c.replica.Drained(), Secured: c.replica.Status().Secured}
 	if u, err := c.n.o.FS.GetDiskUsage(c.n.o.Dir); err == nil {
 		i.CapacityBytes = int64(u.TotalBytes)
 	}
@@ -205,4 +207,55 @@ func planAway(v *p2p.View, self p2p.PeerID, silent func(p2p.PeerID) bool) []p2p.
 		return nil
 	}
 	return away
+}
+
+// prove looks whether it is known by now that all that was named before there were
+// two owners is on two nodes: each member that stores blocks says so of what it has.
+func (c *cluster) prove(ctx context.Context) {
+	since, open := c.replica.Unproven()
+	v := c.n.state.View()
+	if !open || v == nil || c.replica.Status().Secured < since {
+		return
+	}
+	for i := range v.Members {
+		m := &v.Members[i]
+		if m.ID == c.self || m.Role != p2p.RoleStorage {
+			continue
+		}
+		if h, _ := c.gossip.Health(m.ID); h == p2p.Dead {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, askPatience)
+		answer, err := c.host.Call(ctx, m.ID, protocolInfo)
+		cancel()
+		var info nodeInfo
+		if err != nil || json.Unmarshal(answer, &info) != nil || info.Secured < since {
+			return
+		}
+	}
+	if !c.replica.SetProven(since) {
+		return
+	}
+	c.attending.Lock()
+	defer c.attending.Unlock()
+	if _, open := c.replica.Unproven(); open {
+		return // there is one owner again
+	}
+	if err := c.setProven(true); err != nil {
+		c.log.Warn("not noted that all is on two nodes; it is looked at again after the next start", "err", err)
+	}
+}
+
+// setProven keeps for later runs what SetProven says. c.attending is held.
+func (c *cluster) setProven(is bool) error {
+	if c.n.memberFile.Proven == is {
+		return nil
+	}
+	m := c.n.memberFile
+	m.Proven = is
+	if err := writeMember(c.n.o.FS, c.n.o.Dir, m); err != nil {
+		return err
+	}
+	c.n.memberFile.Proven = is
+	return nil
 }

@@ -42,6 +42,9 @@ type memberFile struct {
 	// Joined says that the names come from others; Peers are some of them.
 	Joined bool       `json:"joined,omitempty"`
 	Peers  []peerAddr `json:"peers,omitempty"`
+	// Proven says that all that is named is known to be on two nodes: see
+	// replica.Options.
+	Proven bool `json:"proven,omitempty"`
 }
 
 // peerAddr is a member and where it was when this node joined.

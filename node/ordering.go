@@ -23,9 +23,9 @@ import (
 // ordering is the node's log: solo's until there is a group.
 type ordering struct {
 	solo *solo.Log
-	// secure makes blocks durable on as many nodes as a command needs that
-	// refers to them.
-	secure func(context.Context) error
+	// secure makes the blocks of trees durable on as many nodes as a command needs
+	// that names them.
+	secure func(ctx context.Context, roots []cas.CID) error
 	failed chan error // holds the first error after which nothing can be changed
 
 	offline bool // a member that takes no part: nothing is ordered
@@ -56,9 +56,9 @@ func (o *ordering) Propose(ctx context.Context, cmd *namespace.Command) (namespa
 		return res, err
 	}
 	o.mu.RUnlock()
-	if cmd.RefersToBlocks() {
+	if roots := cmd.Roots(); len(roots) > 0 {
 		// Data first, then name.
-		if err := o.secure(ctx); err != nil {
+		if err := o.secure(ctx, roots); err != nil {
 			return namespace.Result{}, err
 		}
 	}

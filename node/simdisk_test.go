@@ -3,6 +3,7 @@
 package node
 
 import (
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -73,6 +74,20 @@ func (d *simDisk) set(change func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change()
+}
+
+// flip changes a byte of a file, durably.
+func (d *simDisk) flip(path string, at int64) error {
+	f, err := d.mem.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1)
+	if _, err = f.ReadAt(b, at); err == nil {
+		b[0] ^= 0x55
+		_, err = f.WriteAt(b, at)
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // crash returns the disk as it may be after a power loss at this moment.

@@ -22,6 +22,7 @@ import (
 type machine struct {
 	w       *world
 	name    string
+	role    p2p.Role
 	founder bool // its store is made, not joined
 
 	mu      sync.Mutex
@@ -37,6 +38,7 @@ type machine struct {
 	old     *simDisk
 	oldID   p2p.PeerID
 	stale   bool // its disk was put back
+	rotten  bool // bytes of its disk have changed by themselves
 	end     error
 }
 
@@ -197,6 +199,7 @@ func (m *machine) wipe() {
 	}
 	m.disk = newSimDisk(newMem(), m.rng.Uint64())
 	m.proc, m.invited, m.stale, m.old, m.id, m.refused = nil, "", false, nil, "", 0
+	m.rotten = false
 }
 
 // alive calls fn unless what the process says does not count any more.

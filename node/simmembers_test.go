@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/node/control"
 	"github.com/cairnfs/cairn/p2p"
@@ -50,14 +52,27 @@ func (w *world) memberEvent(m *machine) {
 				return
 			}
 		}
-	case w.chance(300):
-		m.copyDisk()
-	case w.chance(300):
-		w.lose(m)
-	case w.chance(300):
-		w.retire(m)
-	case w.chance(300):
-		w.putBack(m)
+	case w.chance(700):
+		w.settle()
+		if m = w.any(); m == nil {
+			return
+		}
+		switch w.rng.IntN(5) {
+		case 4:
+			w.rot(m)
+		case 0:
+			m.copyDisk()
+		case 1:
+			w.lose(m)
+		case 2:
+			w.retire(m)
+		case 3:
+			if m.hasCopy() {
+				w.putBack(m)
+			} else {
+				m.copyDisk()
+			}
+		}
 	default:
 		copies := w.rng.IntN(4)
 		if copies == 1 {
@@ -70,6 +85,19 @@ func (w *world) memberEvent(m *machine) {
 				w.note("copies are to be %d: %v", copies, n.SetCopies(ctx, copies))
 			}
 		})
+	}
+}
+
+// settle lets the cluster come to where it can stand more, while programs go on. It
+// may take long only if members were away for long.
+func (w *world) settle() {
+	w.calm()
+	for range 30 {
+		if w.steady() == "" {
+			return
+		}
+		time.Sleep(time.Second)
+		w.tendMachines()
 	}
 }
 
@@ -97,6 +125,12 @@ func (m *machine) copyDisk() {
 	m.old, m.oldID = m.disk.clone(0, m.rng), m.id
 }
 
+func (m *machine) hasCopy() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.old != nil && m.oldID == m.id
+}
+
 // lose wipes the disk of a machine whose loss the cluster must survive.
 func (w *world) lose(m *machine) {
 	if s := w.steady(); s != "" {
@@ -109,6 +143,37 @@ func (w *world) lose(m *machine) {
 	m.mu.Lock()
 	m.on = false
 	m.mu.Unlock()
+}
+
+// rot changes a byte of a block that a machine has, and has all that it has verified,
+// as check does.
+func (w *world) rot(m *machine) {
+	n := m.node()
+	if s := w.steady(); s != "" || n == nil {
+		w.note("%s keeps its bytes: %s", m.name, s)
+		return
+	}
+	// What is not in the index yet counts as a torn tail at the next start.
+	if err := n.index.Flush(); err != nil {
+		w.note("%s keeps its bytes: %v", m.name, err)
+		return
+	}
+	var disk *simDisk
+	m.disturb(func(d *simDisk) { disk = d })
+	const head = 512 // more than that of the file
+	indexed := n.index.Blocks().IndexedTo
+	segment, end := indexed>>32, int64(uint32(indexed))
+	if end <= head {
+		return
+	}
+	at := head + w.rng.Int64N(end-head)
+	if err := disk.flip(n.o.FS.PathJoin(n.path(segmentsDir), fmt.Sprintf("%010d.segment", segment)), at); err != nil {
+		w.failf("flip a byte: %v", err)
+	}
+	m.rotten = true
+	bad := 0
+	err := n.blocks.Check(context.Background(), func(cas.CID, error) { bad++ })
+	w.note("byte %d of %d of the blocks of %s is another one, %d are bad: %v", at, end, m.name, bad, err)
 }
 
 // retire has a machine leave, after its blocks were moved.
@@ -138,13 +203,8 @@ func (w *world) leave(m *machine, drain bool) {
 // putBack puts an older copy of its disk in a machine. Whether its log is too old the
 // others can tell if they have all that it acknowledged; see the simulation of the log.
 func (w *world) putBack(m *machine) {
-	m.mu.Lock()
-	old := m.old
-	if m.oldID != m.id {
-		old = nil
-	}
-	m.mu.Unlock()
-	if s := w.steady(); old == nil || s != "" || !w.level() {
+	if s := w.steady(); s != "" || !w.level() {
+		w.note("no old copy is put back in %s: %s", m.name, s)
 		return
 	}
 	w.note("an old copy of the disk of %s is put back", m.name)
@@ -154,7 +214,7 @@ func (w *world) putBack(m *machine) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.proc.die()
-	m.proc, m.disk, m.stale, m.old = nil, old, true, nil
+	m.proc, m.disk, m.stale, m.old = nil, m.old, true, nil
 	m.back = time.Now()
 }
 
@@ -231,7 +291,7 @@ func (w *world) invite(ctx context.Context, m *machine) {
 	}
 	var inv control.Invitation
 	err := w.operate(ctx, m, func(ctx context.Context, n *Node) (err error) {
-		inv, err = n.Invite(ctx, control.InviteOptions{})
+		inv, err = n.Invite(ctx, control.InviteOptions{Role: m.role.String()})
 		return err
 	})
 	w.note("%s is invited: %v", m.name, err)

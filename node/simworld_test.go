@@ -54,11 +54,14 @@ func newWorld(t *testing.T, seed int64) *world {
 	w.history.init()
 	w.members.init(w.rng)
 	for i := range simMachines {
-		m := &machine{w: w, name: fmt.Sprint("m", i), rng: rand.New(rand.NewPCG(uint64(seed), 10+uint64(i)))}
+		m := &machine{w: w, name: fmt.Sprint("m", i), role: p2p.RoleStorage, rng: rand.New(rand.NewPCG(uint64(seed), 10+uint64(i)))}
 		m.disk = newSimDisk(vfs.NewCrashableMem(), w.rng.Uint64())
 		w.machines = append(w.machines, m)
 	}
 	w.machines[0].founder = true
+	if w.limit > 2 && w.chance(400) {
+		w.machines[w.limit-1].role = p2p.RoleClient
+	}
 	return w
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/node/control"
+	"github.com/cairnfs/cairn/p2p/exchange"
 	"github.com/cairnfs/cairn/volume"
 )
 
@@ -48,9 +49,26 @@ func (n *Node) Ahead() int64 { return n.stores.Ahead() }
 // Prefetch begins to fetch blocks.
 func (n *Node) Prefetch(ctx context.Context, cids []cas.CID) { n.stores.Prefetch(ctx, cids) }
 
-// Has says which blocks are stored.
+// Has says which blocks are stored. Who is told so of a block does not put it, so the
+// next Sync waits for it as if it had been put.
 func (n *Node) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
-	return n.stores.Has(ctx, cids...)
+	has, err := n.stores.Has(ctx, cids...)
+	c := n.cluster.Load()
+	if err != nil || c == nil {
+		return has, err
+	}
+	var held []cas.CID
+	for i, cid := range cids {
+		if has[i] {
+			held = append(held, cid)
+		}
+	}
+	for part := range slices.Chunk(held, exchange.MaxBlocks) {
+		if err := c.replica.ClaimBlocks(ctx, part); err != nil {
+			return nil, err
+		}
+	}
+	return has, nil
 }
 
 // Sync makes the blocks put so far durable.

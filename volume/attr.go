@@ -22,6 +22,11 @@ type Attr struct {
 	Ctime      int64
 	Version    uint64 // changes with the content
 	HasXattrs  bool
+	// Outdated is not 0 if the file is open and the kernel may have pages of content
+	// that another node has replaced. They do not agree with the size: what the kernel
+	// has behind the former end is zeros. Have it drop them before it is told the
+	// attributes, and then call Dropped with Outdated.
+	Outdated uint64
 }
 
 // Caller is who asks: the owner of what is created.

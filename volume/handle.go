@@ -114,7 +114,9 @@ func (h *Handle) Fsync(ctx context.Context, dataOnly bool) error {
 
 // Release ends the handle and the locks that were taken through it.
 func (h *Handle) Release() {
+	done := h.f.v.beforeLess(h.f.ino, anyOwner)
 	h.f.v.locks.released(h.f.ino, &h.locks)
+	done()
 	h.releaseShared()
 	h.f.v.release(h.f)
 }

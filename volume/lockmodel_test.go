@@ -144,7 +144,7 @@ func (m *lockModelTest) do() (string, error) {
 		i := m.rnd.IntN(len(m.queue))
 		r := m.queue[i]
 		m.queue = slices.Delete(m.queue, i, i+1)
-		if err := m.s.giveUp(r); err != ErrInterrupted {
+		if err := m.s.giveUp(r, ErrInterrupted); err != ErrInterrupted {
 			return "interrupt", err
 		}
 		return fmt.Sprintf("interrupt %+v", r.Lock), nil

@@ -118,7 +118,9 @@ func (h *Handle) Unlock(l Lock) error {
 // DropLocks takes from owner, who has closed a descriptor of the handle, all his
 // locks of fcntl(2) on the file, whatever handles they were taken through.
 func (h *Handle) DropLocks(owner uint64) {
+	done := h.f.v.beforeLess(h.f.ino, owner)
 	h.f.v.locks.flushed(h.f.ino, owner, &h.locks)
+	done()
 	h.droppedShared(false)
 }
 

@@ -95,6 +95,9 @@ type lockRequest struct {
 	via   *lockPath
 	graph bool       // waiting for it counts for deadlocks
 	done  chan error // room for one; gets the outcome of a wait
+
+	doomed chan struct{} // closed when the wait would never end; nil: nobody would know
+	taken  bool          // the table has granted it; guarded by its mu
 }
 
 func newLockTable() *lockTable {
@@ -172,13 +175,15 @@ func (t *lockTable) wait(cancel <-chan struct{}, r *lockRequest) error {
 	case err := <-r.done:
 		return err
 	case <-cancel:
-		return t.giveUp(r)
+		return t.giveUp(r, ErrInterrupted)
+	case <-r.doomed:
+		return t.giveUp(r, ErrDeadlock)
 	}
 }
 
-// giveUp takes r out of the queue and returns ErrInterrupted, or its outcome if
-// there is one by now.
-func (t *lockTable) giveUp(r *lockRequest) error {
+// giveUp takes r out of the queue and returns why, or its outcome if there is one by
+// now.
+func (t *lockTable) giveUp(r *lockRequest, why error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	select {
@@ -190,7 +195,7 @@ func (t *lockTable) giveUp(r *lockRequest) error {
 	f.queue = slices.DeleteFunc(f.queue, func(q *lockRequest) bool { return q == r })
 	t.left(r)
 	t.tidy(f)
-	return ErrInterrupted
+	return why
 }
 
 // enqueue grants r, or puts it in the queue and returns ErrWouldBlock.
@@ -344,6 +349,7 @@ func (t *lockTable) replace(f *fileLocks, r *lockRequest, lock bool) (weaker boo
 	if more > 0 && (t.held+more > maxLocks || f.held+more > maxFileLocks) {
 		return false, ErrTooManyLocks
 	}
+	r.taken = lock
 	f.keep(r.Owner, slices.Replace(locks, from, to, pieces...))
 	f.held += more
 	t.held += more

@@ -66,6 +66,7 @@ func (v *Volume) GetAttr(_ context.Context, ino namespace.Ino) (Attr, error) {
 	a := attrOf(&n)
 	if f != nil {
 		f.attr(&a)
+		a.Outdated = f.outdated()
 	}
 	v.accesses.lay(&a)
 	return a, nil

@@ -166,7 +166,7 @@ func (f *file) proposeAt(ctx context.Context, now int64, ops ...namespace.Op) (n
 				continue
 			}
 			err := gc.Renew(ctx, f.v.o.Store, f.v.o.Store, []cas.CID{c.Content.Root})
-			if lost(err) && f.outdated() {
+			if lost(err) && f.overtaken() {
 				err = namespace.ErrConflict // it builds on what is there no longer
 			}
 			if err != nil {
@@ -176,8 +176,8 @@ func (f *file) proposeAt(ctx context.Context, now int64, ops ...namespace.Op) (n
 	}
 }
 
-// outdated reports whether others have named content since the file's was.
-func (f *file) outdated() bool {
+// overtaken reports whether others have named content since the file's was.
+func (f *file) overtaken() bool {
 	n, err := f.v.o.State.Inode(f.ino)
 	return err == nil && n.Version != f.committed.Version
 }

@@ -22,19 +22,14 @@ import (
 // rebased: the newer content becomes the base, and the ranges written here stay above
 // it. A clean file has none, so it just shows the newer content. Observe marks the
 // file, and whoever uses it next rebases it; a commit that comes too late is refused
-// with ErrConflict, rebases and tries again.
+// with ErrConflict, rebases and tries again (sharedturn.go).
 //
 // Ranges keep their place, so writes of two nodes to different ranges both survive,
 // and where they overlap the last commit wins. What was appended with O_APPEND has no
 // place but the end: it is a tail of the file that moves with a rebase.
 
-const (
-	// maxConflicts is how often a commit is tried. Each refusal means that another
-	// node's succeeded.
-	maxConflicts = 1000
-	// maxSeen bounds the inodes of which is remembered what the kernel has seen.
-	maxSeen = 256 << 10
-)
+// maxSeen bounds the inodes of which is remembered what the kernel has seen.
+const maxSeen = 256 << 10
 
 // randomPause is how long to wait before a conflict is tried again, so that nodes
 // that meet do not meet again.
@@ -274,26 +269,22 @@ func (f *file) fits(off, end int64) bool {
 	return tail < 0 || end <= tail || f.doubt.Load() == nil && off >= tail && end <= f.size
 }
 
-// commitShared is commit of a file that others write, too. Called with move held.
-func (f *file) commitShared(ctx context.Context) error {
+// commitShared is commit of a file that others write, too. Called with move held,
+// which others may have had meanwhile.
+func (f *file) commitShared(ctx context.Context) error { return f.retry(ctx, f.commitOnce) }
+
+// retry calls commit until it builds on what the namespace has. Called with move held,
+// which others may have had meanwhile.
+func (f *file) retry(ctx context.Context, commit func(context.Context) error) error {
 	if f.stale.Load() {
 		if err := f.refresh(ctx); err != nil {
 			return err
 		}
 	}
-	for try := 0; ; try++ {
-		if err := f.expire(ctx); err != nil {
-			return err
-		}
-		err := f.commitOnce(ctx)
-		if !errors.Is(err, namespace.ErrConflict) || try == maxConflicts {
-			return err
-		}
-		time.Sleep(f.v.o.pause(try))
-		if err := f.refresh(ctx); err != nil {
-			return err
-		}
+	if f.clean() {
+		return commit(ctx)
 	}
+	return f.inTurn(ctx, func() error { return commit(ctx) })
 }
 
 // nameShared proposes new content. Called with move held.
@@ -352,19 +343,25 @@ func (f *file) flush(ctx context.Context) error {
 	return nil
 }
 
-// setSizeShared is setSize. Called with move held.
+// setSizeShared is setSize. Called with move held, which others may have meanwhile.
 func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) error {
 	if err := f.secureShared(ctx); err != nil {
 		return err
 	}
-	d := &doubt{tail: -1}
-	f.doubt.Store(d)
-	res, err := f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv})
+	var res namespace.Result
+	err := f.inTurn(ctx, func() (err error) {
+		d := &doubt{tail: -1}
+		f.doubt.Store(d)
+		if res, err = f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv}); err != nil {
+			f.doubted(d, res)
+			return err
+		}
+		f.doubt.Store(nil)
+		return nil
+	})
 	if err != nil {
-		f.doubted(d, res)
 		return err
 	}
-	f.doubt.Store(nil)
 	n := res.Inodes[0]
 	if n.Version > res.Index {
 		f.stale.Store(true)
@@ -413,17 +410,26 @@ func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle
 // replaced. Ask after a lock was granted; if so, drop all pages of the inode before the
 // kernel is told of the lock, and then call Dropped with the version.
 func (h *Handle) Stale() (version uint64, stale bool) {
-	v := h.f.v
-	if !v.Shared() {
-		return 0, false
+	version = h.f.outdated()
+	return version, version != 0
+}
+
+// outdated returns the version of the content if the kernel may have pages of another,
+// else 0.
+func (f *file) outdated() uint64 {
+	if !f.v.Shared() {
+		return 0
 	}
-	version = h.f.version.Load()
-	return version, !v.seen.is(h.f.ino, version)
+	version := f.version.Load()
+	if f.v.seen.is(f.ino, version) {
+		return 0
+	}
+	return version
 }
 
 // Dropped says that the kernel's pages of the inode were dropped after Stale had
-// returned the version.
-func (h *Handle) Dropped(version uint64) { h.f.v.seen.set(h.f.ino, version) }
+// returned the version, or attributes with it as Outdated.
+func (v *Volume) Dropped(ino namespace.Ino, version uint64) { v.seen.set(ino, version) }
 
 // arrived is called with each request about the handle. The first one says that the
 // kernel knows of the handle, and so has dropped its pages if it was to.

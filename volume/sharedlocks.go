@@ -19,8 +19,9 @@ import (
 // and gives the rest back. A program that has been granted its lock by the table and
 // waits for other nodes holds it towards those of this node meanwhile.
 //
-// Deadlocks between nodes are not found. A flock(2) that is made exclusive gives up
-// the shared one first, as on one node; F_GETLK names no process of another node.
+// Deadlocks between nodes are found by sharedwaits.go. A flock(2) that is made
+// exclusive gives up the shared one first, as on one node; F_GETLK names no process of
+// another node.
 
 // lockAgain is after which time a lock that another node has is asked for again,
 // although nothing was heard of it.
@@ -158,12 +159,8 @@ func (h *Handle) lockShared(cancel <-chan struct{}, r *lockRequest, wait bool) e
 		return namespace.ErrSession
 	}
 	before := v.locks.heldIn(r) // another thread that locks the same bytes meanwhile may see it come back
-	var err error
-	if wait {
-		err = v.locks.wait(cancel, r)
-	} else {
-		err = v.locks.try(r)
-	}
+	defer v.await(r, before).end()
+	err := h.lockHere(cancel, r, before, wait)
 	if err != nil {
 		if r.Flock {
 			h.lower(r.space, r.Start, r.End) // a shared one may have been given up
@@ -182,6 +179,23 @@ func (h *Handle) lockShared(cancel <-chan struct{}, r *lockRequest, wait bool) e
 		return ErrWouldBlock
 	}
 	return err
+}
+
+// lockHere has the table grant r, whose owner had some of its range before.
+func (h *Handle) lockHere(cancel <-chan struct{}, r *lockRequest, before []heldLock, wait bool) error {
+	v := h.f.v
+	if !r.Write && slices.ContainsFunc(before, func(h heldLock) bool { return h.write }) {
+		done := v.beforeLess(r.space.ino, r.Owner)
+		err := v.locks.try(r)
+		done()
+		if !wait || err != ErrWouldBlock {
+			return err
+		}
+	}
+	if wait {
+		return v.locks.wait(cancel, r)
+	}
+	return v.locks.try(r)
 }
 
 // claimFor claims what r, which the table has granted, takes in the cluster.
@@ -210,6 +224,8 @@ func (h *Handle) claimFor(cancel <-chan struct{}, r *lockRequest, wait bool) err
 		case <-again.C:
 		case <-cancel:
 			err = ErrInterrupted
+		case <-r.doomed:
+			err = ErrDeadlock
 		case <-v.quit:
 			err = ErrClosed
 		}
@@ -236,13 +252,16 @@ func (h *Handle) granted(r *lockRequest, session namespace.SessionID, raised boo
 // unlockShared is Unlock. If what was written cannot be named the error says so, and
 // the node holds the lock until it is.
 func (h *Handle) unlockShared(r *lockRequest) error {
-	if err := h.f.v.locks.unlock(r); err != nil {
+	done := h.f.v.beforeLess(r.space.ino, r.Owner)
+	err := h.f.v.locks.unlock(r)
+	done()
+	if err != nil {
 		return err
 	}
 	if !h.f.v.node.has(r.space) {
 		return nil
 	}
-	_, err := h.f.v.claim(context.Background(), h.f, r.space, r.Start, r.End, claimLess)
+	_, err = h.f.v.claim(context.Background(), h.f, r.space, r.Start, r.End, claimLess)
 	return err
 }
 
@@ -402,6 +421,7 @@ func (v *Volume) lowerLocks(ctx context.Context) error {
 	if !v.Shared() {
 		return nil
 	}
+	v.endWaits()
 	v.node.mu.Lock()
 	var behind []lockSpace
 	for s, nl := range v.node.spaces {

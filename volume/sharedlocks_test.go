@@ -219,7 +219,7 @@ func TestALockSaysThatPagesAreStaleIfAnotherNodeWrote(t *testing.T) {
 	stale := func(f *Handle) bool {
 		version, stale := f.Stale()
 		if stale {
-			f.Dropped(version)
+			f.f.v.Dropped(f.Ino(), version)
 		}
 		return stale
 	}

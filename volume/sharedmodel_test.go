@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cairnfs/cairn/namespace"
 )
@@ -113,6 +114,9 @@ func TestNodesShareFilesAsTheModelSays(t *testing.T) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			m := &sharedModel{t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 1)), names: make(map[string]*sharedFile)}
 			m.hub = newHub(t, 2+int(seed%2))
+			for _, n := range m.hub.nodes {
+				n.o.turnTime = 5 * time.Millisecond
+			}
 			m.create("a")
 			m.create("b")
 			for range *stepsFlag {
@@ -160,6 +164,9 @@ func (m *sharedModel) do() {
 		return
 	}
 	h := m.handles[m.rnd.IntN(len(m.handles))]
+	if m.rnd.IntN(20) == 0 {
+		m.takeTurn(h)
+	}
 	switch k := m.rnd.IntN(100); {
 	case k < 12:
 		m.open()
@@ -335,6 +342,16 @@ func (m *sharedModel) unanswered(h *sharedHandle) {
 		m.fatalf("a sync without an answer: %v", err)
 	}
 	h.file.name(h.node)
+}
+
+// takeTurn puts the node into the queue for the file. It may use its turn next, or the
+// others have to put it out.
+func (m *sharedModel) takeTurn(h *sharedHandle) {
+	m.log("node %d takes its turn with %d", h.node, h.Ino())
+	m.hub.append(&namespace.TakeTurn{Session: m.hub.nodes[h.node].Session(), Ino: h.Ino()})
+	for _, n := range m.hub.nodes {
+		m.must(n.Barrier(m.t.Context()))
+	}
 }
 
 func (m *sharedModel) truncate(h *sharedHandle) {

@@ -59,6 +59,8 @@ type member struct {
 	db      *index.DB
 	session atomic.Uint64
 
+	refusals atomic.Int64 // of changes of content, because others came first
+
 	// Guarded by hub.mu.
 	applied    int
 	answers    map[int]namespace.Result // of commands that somebody here waits for
@@ -223,6 +225,9 @@ func (m *member) Propose(_ context.Context, c *namespace.Command) (namespace.Res
 	res, ok := m.answers[i]
 	delete(m.answers, i)
 	delete(m.waiting, i)
+	if errors.Is(res.Err, namespace.ErrConflict) || errors.Is(res.Err, namespace.ErrTurn) {
+		m.refusals.Add(1)
+	}
 	if m.deaf || !ok {
 		return namespace.Result{}, errNoMajority
 	}

@@ -85,6 +85,7 @@ type Options struct {
 
 	shareMin int64                       // less in tests
 	pause    func(try int) time.Duration // before a conflict is tried again; for tests
+	turnTime time.Duration               // less in tests
 }
 
 // Volume is one mounted tree of files. Its methods may be called at the same
@@ -108,6 +109,7 @@ type Volume struct {
 	making   atomic.Int64            // files being created
 	seen     seen
 	node     nodeTable
+	waits    lockWaits
 	quit     chan struct{} // closed by Close
 
 	room     room
@@ -144,6 +146,9 @@ func New(o Options) *Volume {
 	}
 	if o.pause == nil {
 		o.pause = randomPause
+	}
+	if o.turnTime == 0 {
+		o.turnTime = defaultTurnTime
 	}
 	return &Volume{
 		o: o, cache: manifest.NewCache(o.CacheBytes),

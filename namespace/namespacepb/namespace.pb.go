@@ -837,6 +837,8 @@ type Op struct {
 	//	*Op_ForceCluster
 	//	*Op_NextStep
 	//	*Op_SetVersion
+	//	*Op_TakeTurn
+	//	*Op_AwaitLock
 	Kind          isOp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1140,6 +1142,24 @@ func (x *Op) GetSetVersion() *SetVersion {
 	return nil
 }
 
+func (x *Op) GetTakeTurn() *TakeTurn {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_TakeTurn); ok {
+			return x.TakeTurn
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAwaitLock() *AwaitLock {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_AwaitLock); ok {
+			return x.AwaitLock
+		}
+	}
+	return nil
+}
+
 type isOp_Kind interface {
 	isOp_Kind()
 }
@@ -1260,6 +1280,14 @@ type Op_SetVersion struct {
 	SetVersion *SetVersion `protobuf:"bytes,30,opt,name=set_version,json=setVersion,proto3,oneof"`
 }
 
+type Op_TakeTurn struct {
+	TakeTurn *TakeTurn `protobuf:"bytes,32,opt,name=take_turn,json=takeTurn,proto3,oneof"`
+}
+
+type Op_AwaitLock struct {
+	AwaitLock *AwaitLock `protobuf:"bytes,33,opt,name=await_lock,json=awaitLock,proto3,oneof"`
+}
+
 func (*Op_Create) isOp_Kind() {}
 
 func (*Op_Link) isOp_Kind() {}
@@ -1317,6 +1345,10 @@ func (*Op_ForceCluster) isOp_Kind() {}
 func (*Op_NextStep) isOp_Kind() {}
 
 func (*Op_SetVersion) isOp_Kind() {}
+
+func (*Op_TakeTurn) isOp_Kind() {}
+
+func (*Op_AwaitLock) isOp_Kind() {}
 
 type Create struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3169,6 +3201,266 @@ func (x *Collection) GetTime() int64 {
 	return 0
 }
 
+// TakeTurn enters the queue for the content of an inode, or leaves it.
+type TakeTurn struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	Leave         uint64                 `protobuf:"varint,3,opt,name=leave,proto3" json:"leave,omitempty"` // the ticket given up; 0: enter
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeTurn) Reset() {
+	*x = TakeTurn{}
+	mi := &file_namespace_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeTurn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeTurn) ProtoMessage() {}
+
+func (x *TakeTurn) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeTurn.ProtoReflect.Descriptor instead.
+func (*TakeTurn) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *TakeTurn) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *TakeTurn) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *TakeTurn) GetLeave() uint64 {
+	if x != nil {
+		return x.Leave
+	}
+	return 0
+}
+
+// AwaitLock says for what a program of a session waits and what it holds
+// meanwhile, or that it waits no longer.
+type AwaitLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`    // given by the session
+	Wait          *Wait                  `protobuf:"bytes,3,opt,name=wait,proto3" json:"wait,omitempty"` // none: over
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitLock) Reset() {
+	*x = AwaitLock{}
+	mi := &file_namespace_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitLock) ProtoMessage() {}
+
+func (x *AwaitLock) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitLock.ProtoReflect.Descriptor instead.
+func (*AwaitLock) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *AwaitLock) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *AwaitLock) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AwaitLock) GetWait() *Wait {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// Wait is the value of the key of a wait.
+type Wait struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         uint64                 `protobuf:"varint,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Wants         *LockedRange           `protobuf:"bytes,2,opt,name=wants,proto3" json:"wants,omitempty"`
+	Has           []*LockedRange         `protobuf:"bytes,3,rep,name=has,proto3" json:"has,omitempty"`
+	Ahead         bool                   `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wait) Reset() {
+	*x = Wait{}
+	mi := &file_namespace_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wait) ProtoMessage() {}
+
+func (x *Wait) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wait.ProtoReflect.Descriptor instead.
+func (*Wait) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Wait) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *Wait) GetWants() *LockedRange {
+	if x != nil {
+		return x.Wants
+	}
+	return nil
+}
+
+func (x *Wait) GetHas() []*LockedRange {
+	if x != nil {
+		return x.Has
+	}
+	return nil
+}
+
+func (x *Wait) GetAhead() bool {
+	if x != nil {
+		return x.Ahead
+	}
+	return false
+}
+
+type LockedRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Start         uint64                 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"` // last byte
+	Write         bool                   `protobuf:"varint,4,opt,name=write,proto3" json:"write,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockedRange) Reset() {
+	*x = LockedRange{}
+	mi := &file_namespace_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockedRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockedRange) ProtoMessage() {}
+
+func (x *LockedRange) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockedRange.ProtoReflect.Descriptor instead.
+func (*LockedRange) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *LockedRange) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *LockedRange) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *LockedRange) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *LockedRange) GetWrite() bool {
+	if x != nil {
+		return x.Write
+	}
+	return false
+}
+
 // Session is the value of a session's key.
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3180,7 +3472,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3484,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3497,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Session) GetPeer() []byte {
@@ -3239,7 +3531,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3251,7 +3543,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3264,7 +3556,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{40}
+	return file_namespace_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -3333,7 +3625,7 @@ type Locks struct {
 
 func (x *Locks) Reset() {
 	*x = Locks{}
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3637,7 @@ func (x *Locks) String() string {
 func (*Locks) ProtoMessage() {}
 
 func (x *Locks) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3650,7 @@ func (x *Locks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locks.ProtoReflect.Descriptor instead.
 func (*Locks) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{41}
+	return file_namespace_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Locks) GetLocks() []*Lock {
@@ -3375,13 +3667,14 @@ type Lock struct {
 	Start         uint64                 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
 	End           uint64                 `protobuf:"varint,4,opt,name=end,proto3" json:"end,omitempty"`
 	Mode          uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	Ticket        uint64                 `protobuf:"varint,6,opt,name=ticket,proto3" json:"ticket,omitempty"` // place in the queue for the content
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3686,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3699,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{42}
+	return file_namespace_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Lock) GetSession() uint64 {
@@ -3440,6 +3733,13 @@ func (x *Lock) GetEnd() uint64 {
 func (x *Lock) GetMode() uint32 {
 	if x != nil {
 		return x.Mode
+	}
+	return 0
+}
+
+func (x *Lock) GetTicket() uint64 {
+	if x != nil {
+		return x.Ticket
 	}
 	return 0
 }
@@ -3520,7 +3820,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05acked\x18\x05 \x01(\x04R\x05acked\x12\x1a\n" +
-	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\x85\x0e\n" +
+	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\x82\x0f\n" +
 	"\x02Op\x124\n" +
 	"\x06create\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.CreateH\x00R\x06create\x12.\n" +
 	"\x04link\x18\x02 \x01(\v2\x18.cairn.namespace.v1.LinkH\x00R\x04link\x124\n" +
@@ -3559,7 +3859,10 @@ const file_namespace_proto_rawDesc = "" +
 	"\rforce_cluster\x18\x1b \x01(\v2 .cairn.namespace.v1.ForceClusterH\x00R\fforceCluster\x12;\n" +
 	"\tnext_step\x18\x1c \x01(\v2\x1c.cairn.namespace.v1.NextStepH\x00R\bnextStep\x12A\n" +
 	"\vset_version\x18\x1e \x01(\v2\x1e.cairn.namespace.v1.SetVersionH\x00R\n" +
-	"setVersionB\x06\n" +
+	"setVersion\x12;\n" +
+	"\ttake_turn\x18  \x01(\v2\x1c.cairn.namespace.v1.TakeTurnH\x00R\btakeTurn\x12>\n" +
+	"\n" +
+	"await_lock\x18! \x01(\v2\x1d.cairn.namespace.v1.AwaitLockH\x00R\tawaitLockB\x06\n" +
 	"\x04kind\"\x93\x02\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3700,7 +4003,25 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
 	"\x05began\x18\x02 \x01(\x04R\x05began\x12\x18\n" +
 	"\arenewed\x18\x03 \x01(\x04R\arenewed\x12\x12\n" +
-	"\x04time\x18\x04 \x01(\x10R\x04time\"3\n" +
+	"\x04time\x18\x04 \x01(\x10R\x04time\"L\n" +
+	"\bTakeTurn\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
+	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05leave\x18\x03 \x01(\x04R\x05leave\"c\n" +
+	"\tAwaitLock\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x12,\n" +
+	"\x04wait\x18\x03 \x01(\v2\x18.cairn.namespace.v1.WaitR\x04wait\"\x9c\x01\n" +
+	"\x04Wait\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\x04R\x05owner\x125\n" +
+	"\x05wants\x18\x02 \x01(\v2\x1f.cairn.namespace.v1.LockedRangeR\x05wants\x121\n" +
+	"\x03has\x18\x03 \x03(\v2\x1f.cairn.namespace.v1.LockedRangeR\x03has\x12\x14\n" +
+	"\x05ahead\x18\x04 \x01(\bR\x05ahead\"]\n" +
+	"\vLockedRange\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x04R\x03end\x12\x14\n" +
+	"\x05write\x18\x04 \x01(\bR\x05write\"3\n" +
 	"\aSession\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\fR\x04peer\x12\x14\n" +
 	"\x05acked\x18\x02 \x01(\x04R\x05acked\"\xd1\x01\n" +
@@ -3715,13 +4036,14 @@ const file_namespace_proto_rawDesc = "" +
 	"\breplaced\x18\a \x01(\x04R\breplaced\x12\x12\n" +
 	"\x04more\x18\b \x01(\bR\x04more\"7\n" +
 	"\x05Locks\x12.\n" +
-	"\x05locks\x18\x01 \x03(\v2\x18.cairn.namespace.v1.LockR\x05locks\"p\n" +
+	"\x05locks\x18\x01 \x03(\v2\x18.cairn.namespace.v1.LockR\x05locks\"\x88\x01\n" +
 	"\x04Lock\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x14\n" +
 	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x04 \x01(\x04R\x03end\x12\x12\n" +
-	"\x04mode\x18\x05 \x01(\rR\x04modeB0Z.github.com/cairnfs/cairn/namespace/namespacepbb\x06proto3"
+	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x16\n" +
+	"\x06ticket\x18\x06 \x01(\x04R\x06ticketB0Z.github.com/cairnfs/cairn/namespace/namespacepbb\x06proto3"
 
 var (
 	file_namespace_proto_rawDescOnce sync.Once
@@ -3735,7 +4057,7 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_namespace_proto_goTypes = []any{
 	(*Inode)(nil),        // 0: cairn.namespace.v1.Inode
 	(*Content)(nil),      // 1: cairn.namespace.v1.Content
@@ -3776,10 +4098,14 @@ var file_namespace_proto_goTypes = []any{
 	(*LockRange)(nil),    // 36: cairn.namespace.v1.LockRange
 	(*NextStep)(nil),     // 37: cairn.namespace.v1.NextStep
 	(*Collection)(nil),   // 38: cairn.namespace.v1.Collection
-	(*Session)(nil),      // 39: cairn.namespace.v1.Session
-	(*Outcome)(nil),      // 40: cairn.namespace.v1.Outcome
-	(*Locks)(nil),        // 41: cairn.namespace.v1.Locks
-	(*Lock)(nil),         // 42: cairn.namespace.v1.Lock
+	(*TakeTurn)(nil),     // 39: cairn.namespace.v1.TakeTurn
+	(*AwaitLock)(nil),    // 40: cairn.namespace.v1.AwaitLock
+	(*Wait)(nil),         // 41: cairn.namespace.v1.Wait
+	(*LockedRange)(nil),  // 42: cairn.namespace.v1.LockedRange
+	(*Session)(nil),      // 43: cairn.namespace.v1.Session
+	(*Outcome)(nil),      // 44: cairn.namespace.v1.Outcome
+	(*Locks)(nil),        // 45: cairn.namespace.v1.Locks
+	(*Lock)(nil),         // 46: cairn.namespace.v1.Lock
 }
 var file_namespace_proto_depIdxs = []int32{
 	1,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
@@ -3813,17 +4139,22 @@ var file_namespace_proto_depIdxs = []int32{
 	31, // 28: cairn.namespace.v1.Op.force_cluster:type_name -> cairn.namespace.v1.ForceCluster
 	37, // 29: cairn.namespace.v1.Op.next_step:type_name -> cairn.namespace.v1.NextStep
 	32, // 30: cairn.namespace.v1.Op.set_version:type_name -> cairn.namespace.v1.SetVersion
-	1,  // 31: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
-	1,  // 32: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
-	25, // 33: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
-	25, // 34: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
-	25, // 35: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
-	42, // 36: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	39, // 31: cairn.namespace.v1.Op.take_turn:type_name -> cairn.namespace.v1.TakeTurn
+	40, // 32: cairn.namespace.v1.Op.await_lock:type_name -> cairn.namespace.v1.AwaitLock
+	1,  // 33: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
+	1,  // 34: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
+	25, // 35: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
+	25, // 36: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
+	25, // 37: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
+	41, // 38: cairn.namespace.v1.AwaitLock.wait:type_name -> cairn.namespace.v1.Wait
+	42, // 39: cairn.namespace.v1.Wait.wants:type_name -> cairn.namespace.v1.LockedRange
+	42, // 40: cairn.namespace.v1.Wait.has:type_name -> cairn.namespace.v1.LockedRange
+	46, // 41: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -3861,6 +4192,8 @@ func file_namespace_proto_init() {
 		(*Op_ForceCluster)(nil),
 		(*Op_NextStep)(nil),
 		(*Op_SetVersion)(nil),
+		(*Op_TakeTurn)(nil),
+		(*Op_AwaitLock)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3868,7 +4201,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

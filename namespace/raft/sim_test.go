@@ -40,7 +40,7 @@ func simulate(t *testing.T, seed int64) (trace uint64) {
 	return trace
 }
 
-// Rules 1, 3, 4, 5, 6, 9 and 19.
+// Rules 1, 3, 4, 5, 6, 7, 9 and 19.
 func TestASimulatedGroupKeepsItsPromises(t *testing.T) {
 	from, to := int64(1), *seedsFlag
 	if *seedFlag >= 0 {

@@ -25,6 +25,9 @@ type checks struct {
 
 	first map[call]uint64                // index of a session's command
 	ended map[namespace.SessionID]uint64 // index of the command that did it
+
+	silent map[namespace.SessionID]bool // a leader has proposed to end it
+	forced map[namespace.SessionID]bool // a client has
 }
 
 type call struct {
@@ -48,6 +51,7 @@ func (c *checks) init() {
 	c.leaders = make(map[uint64]uint64)
 	c.dumps = make(map[namespace.Position]uint64)
 	c.made = make(map[string]uint64)
+	c.silent, c.forced = make(map[namespace.SessionID]bool), make(map[namespace.SessionID]bool)
 	c.reset()
 }
 
@@ -91,6 +95,22 @@ func (w *world) applied(n *simNode, cmd *namespace.Command, encoded []byte, res 
 	w.places[r.at] = len(w.history)
 	w.history = append(w.history, r)
 	w.learn(&r)
+	for _, id := range r.ended {
+		w.over(id)
+	}
+}
+
+// over checks that nobody relies on a session that has ended for want of a sign of
+// life (rule 7).
+func (w *world) over(id namespace.SessionID) {
+	if !w.silent[id] || w.forced[id] {
+		return
+	}
+	for _, n := range w.running() {
+		if n.log.session.live() == id {
+			w.failf("session %d has ended, and node %d still relies on it", id, n.id)
+		}
+	}
 }
 
 // learn takes note of what a record means for those to come.

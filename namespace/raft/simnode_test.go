@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -174,11 +175,14 @@ type simNode struct {
 	fetching bool
 	held     uint64 // last entry at the start
 
-	when   moment
-	after  int // so many such moments
-	ruins  simDisk
-	ruined bool
-	closed bool
+	when    moment
+	after   int  // so many such moments
+	failing bool // its disk refuses to sync the log
+
+	ruins   simDisk
+	ruined  bool
+	closed  bool
+	stopped bool // by an error of its disk
 }
 
 // power is called at moments at which the power may go. It reports whether it does.
@@ -194,7 +198,7 @@ func (n *simNode) power(at moment) bool {
 	}
 	if at == atApply {
 		// What was applied so far of an entry is on disk.
-		if err := n.index.Flush(); err != nil {
+		if err := n.index.Flush(); err != nil && !n.failing {
 			n.w.failf("flush: %v", err)
 		}
 	}
@@ -216,6 +220,9 @@ func (w *world) start(s *slot, id uint64, disk simDisk) (*simNode, error) {
 		case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo:
 			if n.power(atSync) {
 				return errPower
+			}
+			if n.failing {
+				return syscall.EIO
 			}
 		}
 		return nil
@@ -250,7 +257,7 @@ func (n *simNode) open() error {
 	}
 	n.log.store.kept = 4 << 10
 	n.log.reads.token = n.w.rng.Uint64() >> 1
-	n.log.session.clock = n.log.o.Clock
+	n.log.session.clock, n.log.session.valid = n.log.o.Clock, n.log.o.TTL*2/3
 	n.state.Observe(n.observe)
 	n.state.Observe(n.log.Observe)
 	if err := n.journal.Replay(keptRecord(n.index.Pebble()), 1<<63, n.log.Replay); err != nil {
@@ -269,13 +276,18 @@ func (n *simNode) open() error {
 	return nil
 }
 
-// close ends the node without regard for its disk.
+// close ends the node without regard for its disk, unless that is used again.
 func (n *simNode) close() {
 	n.closed = true
 	if n.log != nil {
 		n.log.stop()
 	}
-	n.index.SetBarrier(nil)
+	n.index.SetBarrier(func() error {
+		if n.stopped {
+			return syscall.EIO
+		}
+		return nil
+	})
 	_ = errors.Join(n.journal.Close(), n.index.Close())
 }
 
@@ -319,6 +331,9 @@ func (n *simNode) guard(fn func() error) (ok bool) {
 	case errors.Is(err, ErrBehind):
 		n.w.behind(n, err)
 		return false
+	case errors.Is(err, syscall.EIO) && n.failing:
+		n.w.stopped(n, err)
+		return false
 	case err != nil:
 		n.w.failf("node %d: %v", n.id, err)
 	}
@@ -358,14 +373,79 @@ func (n *simNode) tick() bool {
 	return n.turn(func() error {
 		n.ticks++
 		n.log.core.rn.Tick()
+		n.keepSession()
 		if n.ticks%5 == 0 {
 			n.log.forgetSnapshots()
 			if n.log.leader {
+				n.expire()
 				n.log.group()
 			}
 		}
 		return nil
 	})
+}
+
+// keepEvery is how many ticks lie between keepalives.
+const keepEvery = 20
+
+// keepSession is what Log.keepSession does.
+func (n *simNode) keepSession() {
+	s := &n.log.session
+	id := s.current()
+	if id == 0 {
+		return
+	}
+	if s.live() == 0 {
+		n.w.note("%d believes that its session %d is over", n.id, id)
+		s.set(0, 0)
+		n.log.proposals.settle(n.state, 0, false)
+		return
+	}
+	if n.ticks%keepEvery != 0 {
+		return
+	}
+	k := keepalive{session: id, sent: n.log.o.Clock()}
+	if n.leads() {
+		n.touched(n.touch(k))
+	} else if leader := n.w.slotOfPeer(n.log.Status().Leader); leader != nil {
+		n.w.pass(n.slot, leader, &k)
+	}
+}
+
+// keepalive is one on its way to the leader, or back with its answer.
+type keepalive struct {
+	session namespace.SessionID
+	sent    time.Duration // by the clock of the node that sent it
+	by      *simNode
+	answer  bool
+	open    bool
+}
+
+// touch is what the leader does with a keepalive; no answer is that of another node.
+func (n *simNode) touch(k keepalive) *keepalive {
+	if !n.leads() {
+		return nil
+	}
+	k.answer, k.open = true, n.state.MemberOf(k.session) != ""
+	if k.open {
+		n.log.deadlines[k.session] = n.log.o.Clock() + n.log.o.TTL
+	}
+	return &k
+}
+
+func (n *simNode) touched(k *keepalive) {
+	if k != nil && k.open {
+		n.log.session.confirm(k.session, k.sent)
+	}
+}
+
+// expire has sessions ended that were not heard of.
+func (n *simNode) expire() {
+	for _, id := range n.log.expired() {
+		n.w.note("%d has not heard of session %d", n.id, id)
+		n.w.silent[id] = true
+		n.propose(simCall{}, &namespace.EndSession{Session: id})
+	}
 }
 
 func (n *simNode) leads() bool { return n.log.leader }

@@ -63,6 +63,7 @@ type packet struct {
 	id       uint64 // of the receiver in the group
 	body     []byte
 	names    *names
+	keep     *keepalive
 }
 
 // names is a namespace that is being sent.
@@ -148,6 +149,15 @@ func (w *world) slotOf(id uint64) *slot {
 	return nil
 }
 
+func (w *world) slotOfPeer(peer p2p.PeerID) *slot {
+	for _, s := range w.slots {
+		if s.peer == peer {
+			return s
+		}
+	}
+	return nil
+}
+
 // end frees what the simulation holds.
 func (w *world) end() {
 	cause := recover()
@@ -222,6 +232,10 @@ func (w *world) deliver() {
 			w.receive(n, p.names)
 			continue
 		}
+		if p.keep != nil {
+			w.hear(n, p)
+			continue
+		}
 		ms, err := decodeMessages(p.body)
 		if err != nil {
 			w.failf("message: %v", err)
@@ -272,6 +286,29 @@ func (w *world) post(n *simNode, m *raftpb.Message) {
 			late += w.rng.IntN(60)
 		}
 		w.packets = append(w.packets, &packet{due: w.step + late, from: n.slot, to: to, id: m.GetTo(), body: body})
+	}
+}
+
+// pass sends a keepalive or its answer.
+func (w *world) pass(from, to *slot, k *keepalive) {
+	if w.cut[[2]*slot{from, to}] || w.chance(10*w.loss) {
+		return
+	}
+	if !k.answer {
+		k.by = from.node
+	}
+	w.packets = append(w.packets, &packet{due: w.step + 1 + w.rng.IntN(w.delay), from: from, to: to, id: to.id, keep: k})
+}
+
+// hear takes it.
+func (w *world) hear(n *simNode, p *packet) {
+	switch k := p.keep; {
+	case k.answer && k.by == n:
+		n.touched(k)
+	case !k.answer:
+		if answer := n.touch(*k); answer != nil {
+			w.pass(p.to, p.from, answer)
+		}
 	}
 }
 
@@ -344,6 +381,10 @@ func (w *world) events() {
 	if n = w.any(); n != nil && w.chance(8) {
 		w.crash(n)
 	}
+	if n = w.any(); n != nil && w.chance(6) {
+		w.note("the disk of %d fails", n.id)
+		n.failing = true
+	}
 	if n = w.any(); n != nil && w.chance(15) && n.when == never {
 		n.when, n.after = moment(1+w.rng.IntN(3)), 1+w.rng.IntN(6)
 		w.note("%d will crash at %d.%d", n.id, n.when, n.after)
@@ -381,6 +422,17 @@ func (w *world) crash(n *simNode) {
 	w.lost(n)
 }
 
+// stopped takes note of a node that has stopped because its disk failed. What was not
+// synced is still there, until the power goes.
+func (w *world) stopped(n *simNode, err error) {
+	s := n.slot
+	w.note("%d has stopped: %v", n.id, err)
+	n.stopped = true
+	n.close()
+	s.node, s.disk, s.has, s.alone = nil, n.disk, true, n.log.store.alone
+	s.back = w.step + 1 + w.rng.IntN(60)
+}
+
 // lost takes note of a node that lost its power.
 func (w *world) lost(n *simNode) {
 	s := n.slot
@@ -414,7 +466,7 @@ func (w *world) heal() {
 	for _, s := range w.slots {
 		s.back = 0
 		if s.node != nil {
-			s.node.when = never
+			s.node.when, s.node.failing = never, false
 		}
 	}
 }
@@ -444,6 +496,7 @@ func (w *world) client(n *simNode) {
 	if w.chance(15) { // of a node that is not heard of, or its own
 		for _, other := range w.slots {
 			if id := n.state.SessionOf(other.peer); id != 0 && w.chance(400) {
+				w.forced[id] = true
 				n.propose(simCall{}, &namespace.EndSession{Session: id})
 				break
 			}
@@ -461,7 +514,7 @@ func (w *world) client(n *simNode) {
 func (w *world) proposeSome(n *simNode, session namespace.SessionID) {
 	name := func() string { return fmt.Sprint("r", w.rng.IntN(8)) }
 	root := namespace.RootIno
-	switch w.rng.IntN(10) {
+	switch w.rng.IntN(11) {
 	case 0, 1, 2:
 		w.named++
 		unique := fmt.Sprintf("u%d-%d", n.id, w.named)
@@ -485,6 +538,8 @@ func (w *world) proposeSome(n *simNode, session namespace.SessionID) {
 		n.propose(simCall{}, &namespace.SetXattr{Ino: root, Name: "user." + name(), Value: binary.AppendUvarint(nil, w.rng.Uint64())})
 	case 9:
 		n.propose(simCall{}, &namespace.TrimHistory{Index: n.state.Applied() / 2})
+	case 10:
+		n.propose(simCall{}, w.writing(n, session))
 	}
 }
 

@@ -34,6 +34,10 @@ const Protocol p2p.Protocol = "/cairn/blocks/1"
 // do, of all peers together; further requests wait.
 const serverBytes = 64 << 20
 
+// peerBytes is the most of it that one peer has: a peer that asks for much, or does
+// not take what it asked for, leaves room for the others.
+const peerBytes = 16 << 20
+
 var errStopped = errors.New("node is stopping")
 
 // Local is the durable store of a node.
@@ -66,7 +70,7 @@ type ServerOptions struct {
 
 type server struct {
 	o    ServerOptions
-	room *semaphore.Weighted // serverBytes
+	room room
 
 	mu      sync.Mutex // over stopped and Add of running
 	stopped context.Context
@@ -85,7 +89,8 @@ func Serve(t p2p.Transport, o ServerOptions) (stop func()) {
 		o.Boot = binary.LittleEndian.Uint64(b[:])
 	}
 	stopped, cancel := context.WithCancel(context.Background())
-	s := &server{o: o, room: semaphore.NewWeighted(serverBytes), stopped: stopped}
+	s := &server{o: o, stopped: stopped}
+	s.room.init()
 	t.Handle(Protocol, s.handle)
 	return func() {
 		t.Handle(Protocol, nil)
@@ -94,6 +99,41 @@ func Serve(t p2p.Transport, o ServerOptions) (stop func()) {
 		s.mu.Unlock()
 		s.running.Wait()
 	}
+}
+
+// room is the memory for requests and answers with blocks.
+type room struct {
+	all *semaphore.Weighted // serverBytes
+
+	mu    sync.Mutex
+	peers map[p2p.PeerID]*semaphore.Weighted // peerBytes each; of members, there are few
+}
+
+func (r *room) init() {
+	r.all = semaphore.NewWeighted(serverBytes)
+	r.peers = make(map[p2p.PeerID]*semaphore.Weighted)
+}
+
+// acquire waits for n bytes of a peer's share, and then of all.
+func (r *room) acquire(ctx context.Context, peer p2p.PeerID, n int64) (release func(), err error) {
+	r.mu.Lock()
+	share := r.peers[peer]
+	if share == nil {
+		share = semaphore.NewWeighted(peerBytes)
+		r.peers[peer] = share
+	}
+	r.mu.Unlock()
+	if err := share.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	if err := r.all.Acquire(ctx, n); err != nil {
+		share.Release(n)
+		return nil, err
+	}
+	return func() {
+		r.all.Release(n)
+		share.Release(n)
+	}, nil
 }
 
 // begin counts a request as running, unless the server is stopped.
@@ -123,7 +163,7 @@ func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) ([]byt
 	case opHave:
 		return s.have(ctx, &r)
 	case opWant:
-		return s.want(ctx, &r)
+		return s.want(ctx, from, &r)
 	case opPut:
 		return s.put(ctx, from, &r)
 	}
@@ -151,13 +191,14 @@ func (s *server) have(ctx context.Context, r *request) ([]byte, error) {
 }
 
 // want sends the blocks that are held, until the answer is full.
-func (s *server) want(ctx context.Context, r *request) ([]byte, error) {
+func (s *server) want(ctx context.Context, from p2p.PeerID, r *request) ([]byte, error) {
 	const entryHead = 1 + formSize
 	size := int64(min(len(r.cids)*cas.MaxBlockSize, MaxPayload+cas.MaxBlockSize))
-	if err := s.room.Acquire(ctx, size); err != nil {
+	release, err := s.room.acquire(ctx, from, size)
+	if err != nil {
 		return nil, err
 	}
-	defer s.room.Release(size)
+	defer release()
 	guess := min(len(r.cids)*(64<<10), MaxPayload)
 	b := appendAnswer(make([]byte, 0, answerHead+guess+len(r.cids)*entryHead), opWant, s.o.Boot, len(r.cids))
 	payload := 0
@@ -223,10 +264,11 @@ func (s *server) put(ctx context.Context, from p2p.PeerID, r *request) ([]byte, 
 	// Blocks that compress well may be much larger than the message; not all of
 	// them are there at once.
 	size = min(size, MaxPayload+cas.MaxBlockSize)
-	if err := s.room.Acquire(ctx, size); err != nil {
+	release, err := s.room.acquire(ctx, from, size)
+	if err != nil {
 		return nil, err
 	}
-	defer s.room.Release(size)
+	defer release()
 
 	head := appendAnswer(make([]byte, 0, answerHead+len(r.blocks)), opPut, s.o.Boot, len(r.blocks))
 	b := head[:answerHead+len(r.blocks)]

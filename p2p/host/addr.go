@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strconv"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+	"github.com/quic-go/quic-go"
 )
 
 // maxAddrs is how many addresses of a member are used.
@@ -32,13 +33,21 @@ func parseAddrs(texts []string) (addrs []ma.Multiaddr, bad error) {
 	return addrs, bad
 }
 
-// listen listens on HOST:PORT. Without a host that is IPv4 and, if the machine has
-// it, IPv6, on the same port.
+// listen listens on HOST:PORT, by TCP and, if that can be, by QUIC. Without a host
+// that is IPv4 and, if the machine has it, IPv6, on the same port.
 func (h *Host) listen(text string) error {
 	host, port, err := net.SplitHostPort(text)
 	if err != nil {
 		return err
 	}
+	if err := h.listenAt(text, host, port); err != nil {
+		return err
+	}
+	h.listenQUIC(port == "0")
+	return nil
+}
+
+func (h *Host) listenAt(text, host, port string) error {
 	if host != "" {
 		a, err := net.ResolveTCPAddr("tcp", text)
 		if err != nil {
@@ -54,8 +63,8 @@ func (h *Host) listen(text string) error {
 		return err
 	}
 	for _, l := range h.swarm.ListenAddresses() {
-		if p, err := l.ValueForProtocol(ma.P_TCP); err == nil {
-			a.Port, _ = strconv.Atoi(p)
+		if at, err := tcpAddr(l); err == nil {
+			a.Port = at.Port
 		}
 	}
 	if err := h.listenTCP(&net.TCPAddr{IP: net.IPv6zero, Port: a.Port}); err != nil {
@@ -72,9 +81,31 @@ func (h *Host) listenTCP(a *net.TCPAddr) error {
 	return h.swarm.AddListenAddr(addr)
 }
 
-// Addrs returns the multiaddrs at which this node listens, without its peer id: of
-// all interfaces if it listens on all. Those of the machine itself (loopback) come
-// last, and only if there are no others or it listens on them expressly.
+// listenUDP listens by QUIC on a port of UDP.
+func (h *Host) listenUDP(a *net.TCPAddr) error {
+	addr, err := quicreuse.ToQuicMultiaddr(&net.UDPAddr{IP: a.IP, Port: a.Port}, quic.Version1)
+	if err != nil {
+		return err
+	}
+	return h.swarm.AddListenAddr(addr)
+}
+
+func tcpAddr(a ma.Multiaddr) (*net.TCPAddr, error) {
+	n, err := manet.ToNetAddr(a)
+	if err != nil {
+		return nil, err
+	}
+	at, ok := n.(*net.TCPAddr)
+	if !ok {
+		return nil, fmt.Errorf("%s is no address of TCP", a)
+	}
+	return at, nil
+}
+
+// Addrs returns the multiaddrs at which this node listens, without its peer id, in
+// the same order each time: of all interfaces if it listens on all. Those of TCP come
+// before those of QUIC. Those of the machine itself (loopback) come last, and only if
+// there are no others or it listens on them expressly.
 func (h *Host) Addrs() []string {
 	all, err := h.swarm.InterfaceListenAddresses()
 	if err != nil {
@@ -82,8 +113,8 @@ func (h *Host) Addrs() []string {
 	}
 	express := h.swarm.ListenAddresses()
 	all = slices.DeleteFunc(all, manet.IsIP6LinkLocal) // of no use without the name of an interface
-	slices.SortStableFunc(all, func(a, b ma.Multiaddr) int {
-		return cmp.Compare(rank(a), rank(b))
+	slices.SortFunc(all, func(a, b ma.Multiaddr) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.String(), b.String()))
 	})
 	var out []string
 	for _, a := range all {
@@ -95,9 +126,13 @@ func (h *Host) Addrs() []string {
 	return slices.Compact(out)
 }
 
-func rank(a ma.Multiaddr) int {
+// rank says which addresses come first: there may be more than are told to others.
+func rank(a ma.Multiaddr) (r int) {
 	if manet.IsIPLoopback(a) {
-		return 1
+		r += 2
 	}
-	return 0
+	if !isTCP(a) {
+		r++
+	}
+	return r
 }

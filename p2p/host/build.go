@@ -65,7 +65,7 @@ func (h *Host) build(key crypto.PrivKey, id peer.ID, preferred []security) (err 
 		if err != nil {
 			return err
 		}
-		securities = append(securities, s)
+		securities = append(securities, shortQueue{s})
 	}
 	up, err := upgrader.New(securities, muxers, nil, h.limits, h.gate, upgrader.WithAcceptTimeout(dialTimeout))
 	if err != nil {
@@ -89,7 +89,10 @@ func (h *Host) build(key crypto.PrivKey, id peer.ID, preferred []security) (err 
 	if err != nil {
 		return err
 	}
-	return h.swarm.AddTransport(transport)
+	if err := h.swarm.AddTransport(transport); err != nil {
+		return err
+	}
+	return h.buildQUIC(key)
 }
 
 // resourceLimits bounds what all peers together, and each, can occupy. A cluster has
@@ -145,13 +148,19 @@ func newMuxer(wire *traffic) *muxer {
 
 // NewConn implements network.Multiplexer.
 func (m *muxer) NewConn(c net.Conn, server bool, scope network.PeerScope) (network.MuxedConn, error) {
-	return m.config.NewConn(&countedConn{Conn: c, wire: m.wire}, server, scope)
+	queued := newBacklog(c)
+	muxed, err := m.config.NewConn(&countedConn{Conn: c, wire: m.wire, queued: queued}, server, scope)
+	if err != nil {
+		return nil, err
+	}
+	return sharingConn{muxed, queued}, nil
 }
 
-// countedConn counts the bytes that pass.
+// countedConn counts the bytes that pass. Each write is a frame.
 type countedConn struct {
 	net.Conn
-	wire *traffic
+	wire   *traffic
+	queued *backlog
 }
 
 func (c *countedConn) Read(p []byte) (int, error) {
@@ -161,7 +170,14 @@ func (c *countedConn) Read(p []byte) (int, error) {
 }
 
 func (c *countedConn) Write(p []byte) (int, error) {
+	began := time.Now()
 	n, err := c.Conn.Write(p)
 	c.wire.sent.Add(int64(n))
+	c.queued.took(p, time.Since(began))
 	return n, err
+}
+
+func (c *countedConn) Close() error {
+	c.queued.close()
+	return c.Conn.Close()
 }

@@ -195,7 +195,9 @@ func (h *Host) connected(c network.Conn) {
 	if !h.gate.enter(c) {
 		h.log.Debug("connection refused", "peer", c.RemotePeer(), "addr", c.RemoteMultiaddr())
 		go c.Close() // not while libp2p announces it
+		return
 	}
+	h.preferTCP(c.RemotePeer())
 }
 
 // SetMembers says who the members are, this node itself among them or not, and
@@ -249,6 +251,11 @@ func (h *Host) dropClients(members map[p2p.PeerID]peer.ID) {
 	for id := range h.failed {
 		if _, ok := members[id]; !ok {
 			delete(h.failed, id)
+		}
+	}
+	for id := range h.lost {
+		if _, ok := members[id]; !ok {
+			delete(h.lost, id)
 		}
 	}
 }

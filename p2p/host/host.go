@@ -1,8 +1,8 @@
 // Package host carries requests between nodes over libp2p: TCP with TLS (Noise is
-// accepted), many streams on one connection, peers known by their public keys.
+// accepted), QUIC where TCP does not get through, many streams on one connection,
+// peers known by their public keys.
 //
-// Of libp2p it uses the connections alone. There is no relay, no NAT traversal, no
-// identify and no ping: who the members are and where they listen is registered,
+// Of libp2p it uses the connections alone. There is no relay, no identify and no ping: who the members are and where they listen is registered,
 // and what a node speaks follows from its version. Each pair of peer and protocol
 // has one stream that stays (package rpc), dialled when there is something to ask.
 //
@@ -36,6 +36,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/cairnfs/cairn/p2p"
@@ -61,12 +62,14 @@ type Host struct {
 	limits network.ResourceManager
 	gate   *gate
 	wire   *traffic
+	quic   *quicreuse.ConnManager
 	mdns   mdns.Service // nil if there is none
 
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
-	streams sync.WaitGroup // inbound ones being served
+	running sync.WaitGroup // inbound streams being served, and improve
 	joining chan struct{}  // holds a token while CallStranger is under way
+	linger  time.Duration  // defaultLinger, but in tests
 
 	setting    sync.Mutex // one SetMembers at a time
 	registered map[peer.ID][]ma.Multiaddr
@@ -76,6 +79,7 @@ type Host struct {
 	handlers map[p2p.Protocol]service
 	clients  map[line]*rpc.Client
 	failed   map[p2p.PeerID]time.Time // when dialling failed lately
+	lost     map[p2p.PeerID]time.Time // when a connection by TCP ended
 }
 
 var _ p2p.Transport = (*Host)(nil)
@@ -141,10 +145,12 @@ func open(o Options, preferred ...security) (*Host, error) {
 		ctx:        ctx,
 		stop:       stop,
 		joining:    make(chan struct{}, 1),
+		linger:     defaultLinger,
 		registered: make(map[peer.ID][]ma.Multiaddr),
 		handlers:   make(map[p2p.Protocol]service),
 		clients:    make(map[line]*rpc.Client),
 		failed:     make(map[p2p.PeerID]time.Time),
+		lost:       make(map[p2p.PeerID]time.Time),
 	}
 	if err := h.build(key, id, preferred); err != nil {
 		return nil, errors.Join(err, h.Close())
@@ -152,8 +158,9 @@ func open(o Options, preferred ...security) (*Host, error) {
 	h.swarm.SetStreamHandler(h.accept)
 	h.swarm.Notify(&network.NotifyBundle{
 		ConnectedF:    func(_ network.Network, c network.Conn) { h.connected(c) },
-		DisconnectedF: func(_ network.Network, c network.Conn) { h.gate.gone(c) },
+		DisconnectedF: func(_ network.Network, c network.Conn) { h.disconnected(c) },
 	})
+	h.running.Go(h.improve)
 	if o.Listen == "" {
 		return h, nil
 	}
@@ -189,7 +196,10 @@ func (h *Host) Close() error {
 	if h.swarm != nil {
 		errs = append(errs, h.swarm.Close())
 	}
-	h.streams.Wait()
+	if h.quic != nil {
+		errs = append(errs, h.quic.Close())
+	}
+	h.running.Wait()
 	if h.peers != nil {
 		errs = append(errs, h.peers.Close())
 	}

@@ -12,7 +12,7 @@ import (
 
 // maxFound is how many of the addresses that an announcement has are used. Anybody
 // on the local network can announce anything, and what is dialled proves itself.
-const maxFound = 8
+const maxFound = 16
 
 // announce has members on the local network find this node's addresses, and finds
 // theirs. If that cannot be, the registered addresses have to do.

@@ -28,12 +28,11 @@ func (h *Host) opener(id peer.ID, l line) rpc.Open {
 		if pause := h.pause(l.to); pause > 0 {
 			return nil, fmt.Errorf("dialled in vain less than %v ago", redialPause)
 		}
-		// Without its own backoff, in which libp2p keeps a peer that was away for
-		// minutes. dialTimeout bounds a dial; the rest is for queueing.
-		ctx, cancel := context.WithTimeout(network.WithForceDirectDial(ctx, "member"), 2*dialTimeout)
+		// dialTimeout bounds a dial; the rest is for queueing.
+		ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
 		defer cancel()
 		for attempt := 1; ; attempt++ {
-			s, err := h.swarm.NewStream(ctx, id)
+			s, err := h.newStream(ctx, id)
 			if err != nil {
 				h.dialFailed(l.to)
 				return nil, err
@@ -50,6 +49,16 @@ func (h *Host) opener(id peer.ID, l line) rpc.Open {
 			// The connection was one that the peer had lost, by a restart.
 		}
 	}
+}
+
+// newStream opens a stream over the best connection there is, or else a new one.
+func (h *Host) newStream(ctx context.Context, id peer.ID) (network.Stream, error) {
+	if h.swarm.Connectedness(id) != network.Connected {
+		if err := h.dial(ctx, id); err != nil {
+			return nil, err
+		}
+	}
+	return h.swarm.NewStream(ctx, id)
 }
 
 // negotiate agrees with the peer on the protocol of a new stream.
@@ -102,9 +111,9 @@ func (h *Host) accept(s network.Stream) {
 		_ = s.Reset() // nothing was written to it
 		return
 	}
-	h.streams.Add(1)
+	h.running.Add(1)
 	h.mu.Unlock()
-	defer h.streams.Done()
+	defer h.running.Done()
 	if err := h.serve(s); err != nil {
 		h.log.Debug("stream ended", "peer", s.Conn().RemotePeer(), "protocol", s.Protocol(), "err", err)
 	}

@@ -32,6 +32,28 @@ func (r *Replica) Put(ctx context.Context, blocks ...cas.Block) error {
 	if c == nil || len(blocks) == 0 || c.table.Copies() == 0 {
 		return nil
 	}
+	sizes, cids := make([]blockSize, len(blocks)), make([]cas.CID, len(blocks))
+	for i, b := range blocks {
+		cids[i] = b.CID()
+		sizes[i] = blockSize{b.CID(), len(b.Data())}
+	}
+	if err := r.enlist(ctx, c, sizes...); err != nil {
+		return err
+	}
+	if c.nodes > 1 {
+		r.claims.note(cids, nil)
+	}
+	return nil
+}
+
+// blockSize is a block that is stored here, and its bytes.
+type blockSize struct {
+	cid  cas.CID
+	size int
+}
+
+// enlist has blocks sent to their owners, when there is room for them in the queue.
+func (r *Replica) enlist(ctx context.Context, c *cluster, blocks ...blockSize) error {
 	q := &r.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -52,15 +74,15 @@ func (r *Replica) Put(ctx context.Context, blocks ...cas.Block) error {
 		}
 	}
 	if len(q.parked) >= maxParked {
-		return &cas.BlockError{Op: "put", CID: blocks[0].CID(), Where: "cluster", Err: ErrTooFewCopies}
+		return &cas.BlockError{Op: "put", CID: blocks[0].cid, Where: "cluster", Err: ErrTooFewCopies}
 	}
 	for _, b := range blocks {
-		hash := b.CID().Hash()
+		hash := b.cid.Hash()
 		if e := q.entries[hash]; e != nil && e.need == c.need {
 			continue // on its way already
 		}
 		q.seq++
-		e := &entry{cid: b.CID(), size: int64(len(b.Data())) + entryBytes, seq: q.seq, need: c.need}
+		e := &entry{cid: b.cid, size: int64(b.size) + entryBytes, seq: q.seq, need: c.need}
 		q.entries[hash] = e
 		if e.need > 0 {
 			e.place = q.open.PushBack(e)

@@ -99,6 +99,7 @@ type pass struct {
 
 	mu        sync.Mutex
 	behind    int64 // blocks that an owner lacks, or may lack
+	thin      int64 // blocks of which too few others are known to have one
 	droppable int64
 	unsure    bool // a peer was started again meanwhile, or failed to sync
 }
@@ -144,6 +145,9 @@ func (r *Replica) pass(c *cluster) (clean bool) {
 	defer r.repair.mu.Unlock()
 	r.repair.now.UnderReplicated, r.repair.now.Droppable = p.behind, p.droppable
 	r.repair.done, r.repair.clean = c, clean
+	if c.nodes > 1 && p.thin == 0 && !p.unsure {
+		r.repair.now.Secured = c.epoch
+	}
 	r.repair.passes++
 	return clean
 }
@@ -197,6 +201,13 @@ func (p *pass) page(page []cas.CID) {
 	})
 	for i, n := range missing {
 		hash := page[i].Hash()
+		others := len(owners[i]) - n
+		if slices.Contains(owners[i], p.r.self) {
+			others--
+		}
+		if others < p.c.need {
+			p.thin++
+		}
 		switch {
 		case n > 0:
 			p.behind++

@@ -77,6 +77,9 @@ type Options struct {
 	Cache Cache
 	// Liveness says who answers; nil believes that all do.
 	Liveness p2p.Liveness
+	// Proven says that all that was named in earlier runs is on two nodes: that
+	// SetProven was called, and there were two owners ever since.
+	Proven bool
 	// RepairRate limits what repair sends, in bytes a second; 0 does not.
 	RepairRate int64
 	// PushBytes bounds the blocks that wait to be sent to owners; when so many
@@ -111,6 +114,7 @@ type Replica struct {
 	repair  repair
 	reads   prefetches
 	recent  recent
+	claims  claims
 
 	ctx         context.Context // ends with Close
 	cancel      context.CancelFunc
@@ -130,7 +134,8 @@ type cluster struct {
 	owns     bool         // this member owns blocks
 	draining bool         // this member is to be emptied
 	others   []p2p.PeerID // storage members that own nothing, without this one
-	need     int          // other nodes on which a block must be durable for Sync
+	nodes    int          // on which a block must be durable for Sync, two at most
+	need     int          // other nodes than this one of those
 }
 
 // New returns a Replica that knows no members yet: everything is local until
@@ -163,6 +168,7 @@ func New(o Options) *Replica {
 	r.repair.init(o.RepairRate)
 	r.reads.init()
 	r.recent.init()
+	r.claims.init(o.Proven)
 	return r
 }
 
@@ -189,7 +195,8 @@ func (r *Replica) SetView(v p2p.View) {
 			c.others = append(c.others, m.ID)
 		}
 	}
-	c.need = min(v.Owners(), 2) - 1 // this node counts
+	c.nodes = min(v.Owners(), 2)
+	c.need = c.nodes - 1 // this node counts
 	if !c.owns {
 		c.need = min(v.Owners(), max(1, c.need))
 	}
@@ -203,6 +210,7 @@ func (r *Replica) SetView(v p2p.View) {
 			break
 		}
 	}
+	r.claims.view(c)
 	r.viewChanged(c)
 	r.repair.request()
 }
@@ -306,8 +314,11 @@ type Status struct {
 	// Droppable counts the blocks that this node holds, does not own, and that
 	// were found durable on every owner.
 	Droppable int64
-	PassDone  bool  // a pass was completed in this epoch
-	Checked   int64 // blocks that the pass under way has looked at, or the last one has
+	PassDone  bool // a pass was completed in this epoch
+	// Secured is the last epoch in which a pass found, or made, durable copies on
+	// as many nodes as Sync waits for of all blocks that are held here; 0: none.
+	Secured uint64
+	Checked int64 // blocks that the pass under way has looked at, or the last one has
 }
 
 // Status returns how far things are.

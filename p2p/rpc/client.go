@@ -79,6 +79,16 @@ func (c *Client) Close() error {
 	return nil
 }
 
+// Leave has the next call open another stream, if what says so of the present one.
+// Calls under way end over that; it is not closed.
+func (c *Client) Leave(what func(stream io.ReadWriteCloser) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != nil && what(c.conn.stream) {
+		c.conn = nil
+	}
+}
+
 // connect returns the stream, opening one if there is none that works.
 func (c *Client) connect(ctx context.Context) (*conn, error) {
 	c.mu.Lock()

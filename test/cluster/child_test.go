@@ -32,6 +32,8 @@ func child() {
 	case "count":
 		times, _ := strconv.Atoi(words[3]) // 0 does nothing, which the test notices
 		err = count(words[1], words[2], times)
+	case "cross":
+		err = cross(words[1], words[2], words[3])
 	default:
 		err = fmt.Errorf("there is no child %q", words[0])
 	}
@@ -111,4 +113,50 @@ func count(path, kind string, times int) error {
 		time.Sleep(time.Millisecond) // so that the others get their turn
 	}
 	return f.Close()
+}
+
+// deadlockTime is when a process has been told of a deadlock, at the latest. On a machine
+// that does little else it takes 0.2 to 0.3 s.
+const deadlockTime = 5 * time.Second
+
+// cross locks one byte of a file, and when another process has locked another one, that
+// as well.
+func cross(path, mine, other string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lockByte := func(at string) error {
+		start, err := strconv.ParseInt(at, 10, 64)
+		if err != nil {
+			return err
+		}
+		return unix.FcntlFlock(f.Fd(), unix.F_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: start, Len: 1})
+	}
+	if err := lockByte(mine); err != nil {
+		return fmt.Errorf("lock %s: %w", mine, err)
+	}
+	if err := os.WriteFile(path+".locked-"+mine, nil, 0o644); err != nil {
+		return err
+	}
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		f, err := os.Open(path + ".locked-" + other)
+		if err == nil {
+			f.Close()
+			break
+		}
+		if time.Since(start) > callTime {
+			return fmt.Errorf("the other process has not locked %s: %w", other, err)
+		}
+	}
+	begun := time.Now()
+	err = lockByte(other)
+	switch took := since(begun); {
+	case err != nil && took > deadlockTime:
+		return fmt.Errorf("lock %s: told only after %v: %s", other, took, "that would be a deadlock")
+	case err != nil:
+		return fmt.Errorf("lock %s: after %v: %w", other, took, err)
+	}
+	return nil
 }

@@ -39,6 +39,7 @@ func TestThreeMachinesShareOneDirectory(t *testing.T) {
 		{"records that all append to one file are whole and none is lost", appends},
 		{"a number counted up under a lock on all has no count missing", counters},
 		{"a lock held on one cannot be had on another until it is dropped", lockExcludes},
+		{"of two processes that wait for each other's locks one is told so", deadlock},
 		{"a file that another removes stays readable where it is open", removedButOpen},
 		{"writes to different ranges of one file all survive", ranges},
 		{"content added on one is got on another by its CID", addAndGet},
@@ -425,6 +426,28 @@ func lockExcludes(t *testing.T, r *rig) {
 	buf := make([]byte, 1)
 	if _, err := fb.ReadAt(buf, 0); err != nil || buf[0] != 'y' {
 		t.Errorf("with the lock the file holds %q, %v", buf, err)
+	}
+}
+
+// A process that is told of a deadlock ends, which frees what it has for the other.
+func deadlock(t *testing.T, r *rig) {
+	a, b := r.nodes[0], r.nodes[1]
+	ok(t, os.WriteFile(a.path("crossed"), nil, 0o644))
+	one, two := startChild(t, "cross", a.path("crossed"), "1", "2"), startChild(t, "cross", b.path("crossed"), "2", "1")
+	told := 0
+	for _, wait := range []func() error{one, two} {
+		_, err := bounded(t, "a process that waits for a lock", wait)
+		switch {
+		case err == nil:
+		case strings.Contains(err.Error(), unix.EDEADLK.Error()):
+			told++
+			t.Log(err)
+		default:
+			t.Error(err)
+		}
+	}
+	if told != 1 {
+		t.Errorf("%d of two processes are told of a deadlock", told)
 	}
 }
 

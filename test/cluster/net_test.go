@@ -128,6 +128,11 @@ add chain inet cut out { type filter hook output priority 0; }
 add rule inet cut in ip saddr %s drop
 add rule inet cut out ip daddr %s drop
 `, set, set)
+	return ns.nft(rules)
+}
+
+// nft adds rules to those of the machine.
+func (ns netns) nft(rules string) error {
 	words := ns.inside("nft", "-f", "-")
 	c := exec.Command(words[0], words[1:]...)
 	c.Stdin = strings.NewReader(rules)
@@ -135,6 +140,49 @@ add rule inet cut out ip daddr %s drop
 		return fmt.Errorf("nft: %w: %s", err, out)
 	}
 	return nil
+}
+
+// refuseTCP makes the machine lose all packets of TCP, as a firewall may.
+func (ns netns) refuseTCP() error {
+	return ns.nft(`add table inet cut
+add chain inet cut in { type filter hook input priority 0; }
+add chain inet cut out { type filter hook output priority 0; }
+add rule inet cut in meta l4proto tcp iifname eth0 drop
+add rule inet cut out meta l4proto tcp oifname eth0 drop
+`)
+}
+
+// hide adds a machine behind a router, which gives what the machine sends its own
+// address and lets in nothing but answers.
+func (l *lan) hide(t testing.TB) netns {
+	t.Helper()
+	router := l.plug(t)
+	ns := netns{name: router.name + "-behind", addr: netip.AddrFrom4([4]byte{192, 168, 77, 2})}
+	t.Cleanup(func() { _ = command("ip", "netns", "del", ns.name) })
+	forward := router.inside("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+	err := errors.Join(
+		commands(
+			"ip netns add "+ns.name,
+			"ip -n "+router.name+" link add inside type veth peer name eth0 netns "+ns.name,
+			"ip -n "+router.name+" addr add 192.168.77.1/24 dev inside",
+			"ip -n "+router.name+" link set inside up",
+			fmt.Sprintf("ip -n %s addr add %v/24 dev eth0", ns.name, ns.addr),
+			"ip -n "+ns.name+" link set lo up",
+			"ip -n "+ns.name+" link set eth0 up",
+			"ip -n "+ns.name+" route add default via 192.168.77.1",
+		),
+		command(forward[0], forward[1:]...),
+		router.nft(`add table ip nat
+add chain ip nat out { type nat hook postrouting priority 100; }
+add rule ip nat out oifname eth0 masquerade
+add chain ip nat through { type filter hook forward priority 0; }
+add rule ip nat through iifname eth0 ct state established,related accept
+add rule ip nat through iifname eth0 drop
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ns
 }
 
 // admit undoes refuse.

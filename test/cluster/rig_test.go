@@ -98,6 +98,16 @@ func newCluster(t testing.TB, n int) *rig {
 // add adds a machine.
 func (r *rig) add() *node {
 	r.t.Helper()
+	if r.lan == nil {
+		return r.addAt(nil)
+	}
+	ns := r.lan.plug(r.t)
+	return r.addAt(&ns)
+}
+
+// addAt adds a machine at a place in the network, nil for the host itself.
+func (r *rig) addAt(ns *netns) *node {
+	r.t.Helper()
 	i := len(r.nodes) + 1
 	n := &node{r: r, t: r.t, name: fmt.Sprint("n", i), listen: "127.0.0.1:0"}
 	home := filepath.Join(r.base, n.name)
@@ -105,9 +115,8 @@ func (r *rig) add() *node {
 	if err := os.MkdirAll(n.mnt, 0o755); err != nil {
 		r.t.Fatal(err)
 	}
-	if r.lan != nil {
-		ns := r.lan.plug(r.t)
-		n.net, n.listen = &ns, fmt.Sprintf("%v:4101", ns.addr)
+	if ns != nil {
+		n.net, n.listen = ns, fmt.Sprintf("%v:4101", ns.addr)
 	}
 	r.nodes = append(r.nodes, n)
 	return n

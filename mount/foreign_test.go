@@ -1,0 +1,134 @@
+//go:build linux
+
+package mount
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files that are open on two nodes. What one reads through a descriptor that it has
+// had open may lag behind what the other writes, but is never anything that was not
+// written.
+
+// Who follows a file that grows elsewhere reads what was appended, not the zeros that
+// the kernel had for it behind the former end.
+func TestWhoFollowsAFileThatGrowsElsewhereReadsNoZeros(t *testing.T) {
+	_, a, b := newSharedCluster(t)
+	write(t, a.path("log"), "start\n")
+	const records = 2000
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		defer close(stop)
+		f, err := os.OpenFile(a.path("log"), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		for i := range records {
+			if _, err := fmt.Fprintf(f, "record %d\n", i); err != nil {
+				t.Error(err)
+				return
+			}
+			if err := f.Sync(); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	all.Go(func() { // somebody looks at the file's attributes, by its name
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				var st unix.Stat_t
+				if err := unix.Stat(b.path("log"), &st); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	fd := open(t, b.path("log"), unix.O_RDONLY, 0)
+	defer unix.Close(fd)
+	var got []byte
+	last := fmt.Appendf(nil, "record %d\n", records-1)
+	buf := make([]byte, 64<<10)
+	for start := time.Now(); !bytes.HasSuffix(got, last) && time.Since(start) < time.Minute; {
+		n, err := unix.Pread(fd, buf, int64(len(got)))
+		ok(t, err)
+		if at := bytes.IndexByte(buf[:n], 0); at >= 0 {
+			t.Errorf("a zero is read at %d", len(got)+at)
+			break
+		}
+		got = append(got, buf[:n]...)
+	}
+	all.Wait()
+	want := []byte("start\n")
+	for i := range records {
+		want = fmt.Appendf(want, "record %d\n", i)
+	}
+	if !t.Failed() && !bytes.Equal(got, want) {
+		t.Errorf("read %d bytes, want %d", len(got), len(want))
+	}
+}
+
+// The kernel sends the bytes that were written, not the pages that it has of them, so
+// what another node wrote into the same page since is not undone.
+func TestTwoNodesThatWriteIntoOnePageKeepEachOthersBytes(t *testing.T) {
+	c, a, b := newSharedCluster(t)
+	const size, records = 3 * 4096, 300
+	write(t, a.path("f"), string(make([]byte, size)))
+	want := make([][]byte, len(c.nodes))
+	var all sync.WaitGroup
+	for i, n := range c.nodes {
+		want[i] = make([]byte, size)
+		all.Go(func() {
+			f, err := os.OpenFile(n.path("f"), os.O_RDWR, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			got := make([]byte, size)
+			for r := range records {
+				// Every second byte triple is a node's own.
+				at := (r*37%(size/6))*6 + i*3
+				p := []byte{byte(i + 1), byte(r), byte(r >> 8)}
+				copy(want[i][at:], p)
+				_, err := f.WriteAt(p, int64(at))
+				if err == nil && r%3 == 0 {
+					err = f.Sync()
+				}
+				if err == nil {
+					_, err = f.ReadAt(got, 0) // and the kernel has the pages
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if !bytes.Equal(got[at:at+3], p) {
+					t.Errorf("node %d reads %v at %d, where it wrote %v", i, got[at:at+3], at, p)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	both := make([]byte, size)
+	for i := range both {
+		both[i] = want[i/3%2][i]
+	}
+	for _, n := range []*node{a, b} {
+		wantContent(t, n.path("f"), string(both))
+	}
+}

@@ -1,0 +1,134 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// narrow passes bytes between a dialler and a node as a long and narrow line does: so
+// many bytes a second, each arriving later by delay. What is sent and not yet on the
+// line waits with the sender.
+type narrow struct {
+	perSecond atomic.Int64
+	delay     time.Duration
+}
+
+// narrowLine returns the address at which a node is reached over the line.
+func narrowLine(t *testing.T, n *narrow, target string) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target)
+			if err != nil {
+				in.Close()
+				return
+			}
+			t.Cleanup(func() { in.Close(); out.Close() })
+			go n.pass(out.(*net.TCPConn), in.(*net.TCPConn))
+			go n.pass(in.(*net.TCPConn), out.(*net.TCPConn))
+		}
+	}()
+	return "/ip4/" + strings.Replace(l.Addr().String(), ":", "/tcp/", 1)
+}
+
+func (n *narrow) pass(to, from *net.TCPConn) {
+	_ = from.SetReadBuffer(32 << 10) // a router's buffer, not a host's
+	type packet struct {
+		data []byte
+		due  time.Time
+	}
+	line := make(chan packet, 1<<16)
+	defer close(line)
+	go func() {
+		defer to.Close()
+		for p := range line {
+			time.Sleep(time.Until(p.due))
+			if _, err := to.Write(p.data); err != nil {
+				from.Close()
+			}
+		}
+	}()
+	free := time.Now()
+	for {
+		buf := make([]byte, 8<<10)
+		k, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		if now := time.Now(); free.Before(now) {
+			free = now
+		}
+		free = free.Add(time.Duration(int64(k) * int64(time.Second) / n.perSecond.Load()))
+		time.Sleep(time.Until(free))
+		line <- packet{buf[:k], time.Now().Add(n.delay)}
+	}
+}
+
+// Rule 22: bulk transfers never hold up Raft and gossip for long, also over a line
+// that was faster once and is so long that much must be on its way.
+func TestSmallRequestsAreNotQueuedBehindBulk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	a, b := start(t, 1, "127.0.0.1:0"), start(t, 2, "127.0.0.1:0")
+	line := &narrow{delay: 40 * time.Millisecond}
+	line.perSecond.Store(200 << 20)
+	addr := narrowLine(t, line, strings.Replace(strings.TrimPrefix(of(b, "/tcp/")[0], "/ip4/"), "/tcp/", ":", 1))
+	a.SetMembers([]p2p.Member{{ID: b.Self(), Addrs: []string{addr}}})
+	b.SetMembers([]p2p.Member{{ID: a.Self()}})
+	payload := bytes.Repeat([]byte("0123456789abcdef"), 4<<16)
+	for _, h := range []*Host{a, b} {
+		h.Handle("/test/bulk/1", func(context.Context, p2p.PeerID, []byte) ([]byte, error) { return payload, nil })
+	}
+	call(t, a, b)
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	var moved atomic.Int64
+	for _, h := range []*Host{a, b} {
+		to := map[*Host]*Host{a: b, b: a}[h].Self()
+		for range 8 {
+			go func() {
+				for ctx.Err() == nil {
+					if _, err := h.Call(ctx, to, "/test/bulk/1", payload); err == nil {
+						moved.Add(2 * int64(len(payload)))
+					}
+				}
+			}()
+		}
+	}
+	time.Sleep(8 * time.Second) // the windows of the streams have opened
+	t.Logf("%d MiB on the fast line", moved.Load()>>20)
+	line.perSecond.Store(2 << 20)
+	time.Sleep(4 * time.Second)
+	before := moved.Load()
+	began := time.Now()
+	var took []time.Duration
+	for time.Since(began) < 12*time.Second {
+		at := time.Now()
+		call(t, a, b)
+		took = append(took, time.Since(at))
+		time.Sleep(50 * time.Millisecond)
+	}
+	slices.Sort(took)
+	slowest, median := took[len(took)-1], took[len(took)/2]
+	t.Logf("of %d small requests: median %v, slowest %v; %d MiB of bulk", len(took), median, slowest, (moved.Load()-before)>>20)
+	if slowest > time.Second {
+		t.Errorf("a small request took %v", slowest)
+	}
+}
