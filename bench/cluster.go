@@ -19,6 +19,7 @@ import (
 //	one.read-cold              by a client: read it when the kernel has not cached it
 //	one.create-1               by a client: create and close empty files
 //	one.create-64              the same 64 at a time, in as many directories
+//	one.sync-4k                write 4 KiB, in ever other places of a file of one node, each with fsync
 //	cluster.write-replicated   write and fsync a file, by the leader's mount
 //	cluster.create-1           create and close empty files, by the leader's mount
 //	cluster.create-1-follower  the same by the mount of another node
@@ -26,12 +27,14 @@ import (
 //	cluster.create-64-follower the same by the mount of another node
 //	cluster.visible            from the return of close until another mount shows what was written
 //	cluster.delta              change 1 % of a file, in pieces of up to 1 MiB, and fsync it
+//	cluster.sync-4k            write 4 KiB, in ever other places of a file, each with fsync
 //	cluster.read-cold          read a file whose blocks are all on other nodes
 //	cluster.failover           from the kill of the leader to an acknowledged fsync, with three nodes or more
 //
 // cpuSeconds is of all nodes and the client, peakRSS of the node that has most.
 // wireBytes is what all nodes have sent one another, other than encryption and TCP
-// add, until every copy was made. Of delta, bytes are those of the whole file.
+// add, storedBytes what all have stored, until every copy was made. Of delta, bytes are
+// those of the whole file. Of sync-4k what was written last is not folded yet.
 // Nobody has cached the blocks that are read, but the kernel the files of the nodes
 // that have them.
 
@@ -58,6 +61,7 @@ func clusterPaths(nodes int) []measurement {
 		{name: "one.read-cold", repeats: 2, run: oneRead},
 		{name: "one.create-1", repeats: 2, run: oneCreate(1)},
 		{name: "one.create-64", repeats: 2, run: oneCreate(ways)},
+		{name: "one.sync-4k", repeats: 1, run: oneSync},
 		{name: "cluster.write-replicated", limits: stream, peers: []string{"one.write"}, repeats: 2, run: clusterWrite},
 		{name: "cluster.create-1", peers: []string{"one.create-1"}, repeats: 2, run: clusterCreate(1, true)},
 		{name: "cluster.create-1-follower", peers: []string{"one.create-1"}, repeats: 2, run: clusterCreate(1, false)},
@@ -65,6 +69,7 @@ func clusterPaths(nodes int) []measurement {
 		{name: "cluster.create-64-follower", peers: []string{"one.create-64"}, repeats: 2, run: clusterCreate(ways, false)},
 		{name: "cluster.visible", repeats: 1, run: clusterVisible},
 		{name: "cluster.delta", repeats: 1, run: clusterDelta},
+		{name: "cluster.sync-4k", peers: []string{"one.sync-4k"}, repeats: 1, run: clusterSync},
 		{name: "cluster.read-cold", limits: stream, peers: []string{"one.read-cold"}, repeats: 2, run: clusterRead},
 	}
 	if nodes >= 3 {
@@ -206,7 +211,7 @@ func (r *rig) measureMembers(ctx context.Context, req request, after func(contex
 			return sample{}, err
 		}
 	}
-	sent, err := sentBy(ctx, ms)
+	sent, stored, err := movedBy(ctx, ms)
 	if err != nil {
 		return sample{}, err
 	}
@@ -237,8 +242,8 @@ func (r *rig) measureMembers(ctx context.Context, req request, after func(contex
 	if err := after(ctx); err != nil {
 		return sample{}, err
 	}
-	end, err := sentBy(ctx, ms)
-	s.wire = end - sent
+	sentNow, storedNow, err := movedBy(ctx, ms)
+	s.wire, s.stored = sentNow-sent, storedNow-stored
 	return s, err
 }
 
@@ -367,6 +372,34 @@ func clusterDelta(ctx context.Context, r *rig) (sample, error) {
 	}
 	req.Op, req.Count, req.Seed = opChangeParts, max(req.Size/100, page), r.newSeed()
 	return r.measureMembers(ctx, req, c.settle)
+}
+
+func oneSync(ctx context.Context, r *rig) (sample, error) {
+	m, err := r.oneNode(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	return r.syncIn(ctx, m)
+}
+
+func clusterSync(ctx context.Context, r *rig) (sample, error) {
+	_, leader, _, err := r.leading(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	return r.syncIn(ctx, leader)
+}
+
+// syncIn changes a file in the mount of m a little, many times.
+func (r *rig) syncIn(ctx context.Context, m *member) (sample, error) {
+	req, err := r.newFile(ctx, m)
+	if err != nil {
+		return sample{}, err
+	}
+	req.Op, req.Count, req.Seed = opSyncRandom, r.count(), r.newSeed()
+	s, err := r.measureMembers(ctx, req, r.nodes.settle)
+	s.note = fmt.Sprintf("%.0f/s", float64(s.ops)/s.seconds)
+	return s, err
 }
 
 func clusterRead(ctx context.Context, r *rig) (sample, error) {

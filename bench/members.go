@@ -180,20 +180,20 @@ func cpuOf(ms []*member) (float64, error) {
 	return total, nil
 }
 
-// sentBy returns the bytes that all have sent to others; a node that belongs to no
-// cluster sends nothing.
-func sentBy(ctx context.Context, ms []*member) (int64, error) {
-	total := int64(0)
+// movedBy returns the bytes that all have sent to others, and what they have stored. A
+// node that belongs to no cluster sends nothing.
+func movedBy(ctx context.Context, ms []*member) (sent, stored int64, err error) {
 	for _, m := range ms {
 		s, err := m.ctl.Status(ctx)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		if s.Node != nil {
-			total += s.Node.SentBytes
+			sent += s.Node.SentBytes
 		}
+		stored += s.Store.StoredBytes
 	}
-	return total, nil
+	return sent, stored, nil
 }
 
 // poll calls ready until it says yes.

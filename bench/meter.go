@@ -16,6 +16,7 @@ type sample struct {
 	p50        float64 // seconds that half of the operations do not exceed; 0 if they were not timed one by one
 	p99        float64 // seconds that 99 of 100 operations do not exceed, likewise
 	wire       int64   // bytes that nodes have sent one another
+	stored     int64   // bytes that nodes have stored
 	note       string
 }
 

@@ -22,6 +22,7 @@ const (
 	opCreateWays  = "create-ways"  // Count empty files, at the same time in Files directories
 	opVisible     = "visible"      // Count times: write a file in Path, and look for what was written in From
 	opWriteSync   = "write-fsync"  // a file with 4 KiB and fsync, again until it succeeds
+	opSyncRandom  = "sync-random"  // Count times 4 KiB with content Seed, each in another place and with fsync
 	opChangeParts = "change-parts" // Count bytes of a file of Size bytes, in pieces, and fsync
 )
 
@@ -35,6 +36,8 @@ func clusterOperation(name string) func(request) (done, error) {
 		return visible
 	case opWriteSync:
 		return writeUntilSynced
+	case opSyncRandom:
+		return syncRandom
 	case opChangeParts:
 		return changeParts
 	}
@@ -176,6 +179,28 @@ func writeUntilSynced(req request) (done, error) {
 		}
 		time.Sleep(retryPause)
 	}
+}
+
+// syncRandom does to a file what databases do.
+func syncRandom(req request) (done, error) {
+	f, err := openRaw(req.Path, unix.O_WRONLY)
+	if err != nil {
+		return done{}, err
+	}
+	defer f.Close()
+	c := newContent(req.Seed)
+	times := make([]time.Duration, 0, req.Count)
+	for off := range scattered(req) {
+		start := time.Now()
+		if n, err := unix.Pwrite(f.fd, c.pageAt(off), off); err != nil || n != page {
+			return done{}, fmt.Errorf("%d of %d bytes at %d: %w", n, page, off, f.fail("write", err))
+		}
+		if err := unix.Fsync(f.fd); err != nil {
+			return done{}, f.fail("fsync", err)
+		}
+		times = append(times, time.Since(start))
+	}
+	return quantiles(times), nil
 }
 
 // changeParts writes pieces of up to a MiB, as far from one another as they can be.

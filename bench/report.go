@@ -25,14 +25,15 @@ type Result struct {
 	P99us  float64            `json:"p99us,omitempty"`
 	Ratios map[string]float64 `json:"ratios,omitempty"` // with the same work in other places
 
-	WireBytes int64  `json:"wireBytes,omitempty"` // that nodes have sent one another
-	Note      string `json:"note,omitempty"`
+	WireBytes   int64  `json:"wireBytes,omitempty"`   // that nodes have sent one another
+	StoredBytes int64  `json:"storedBytes,omitempty"` // by all nodes
+	Note        string `json:"note,omitempty"`
 }
 
 func (s sample) result(name string) Result {
 	return Result{
 		Name: name, Bytes: s.bytes, Ops: s.ops, Seconds: s.seconds, CPUSeconds: s.cpu, PeakRSS: s.rss,
-		P50us: s.p50 * 1e6, P99us: s.p99 * 1e6, WireBytes: s.wire, Note: s.note,
+		P50us: s.p50 * 1e6, P99us: s.p99 * 1e6, WireBytes: s.wire, StoredBytes: s.stored, Note: s.note,
 	}
 }
 
@@ -113,6 +114,10 @@ func (r *Result) remarks() string {
 	}
 	if r.WireBytes > 0 && r.Bytes > 0 {
 		parts = append(parts, fmt.Sprintf("%.3f B on the wire for each", float64(r.WireBytes)/float64(r.Bytes)))
+	}
+	if r.Ops > 0 && r.WireBytes+r.StoredBytes > 0 {
+		each := func(n int64) float64 { return float64(n) / float64(r.Ops) / 1e3 }
+		parts = append(parts, fmt.Sprintf("%.1f kB on the wire and %.1f kB stored for each", each(r.WireBytes), each(r.StoredBytes)))
 	}
 	if r.Note != "" {
 		parts = append(parts, r.Note)

@@ -86,6 +86,10 @@ func (b Block) CID() CID { return b.cid }
 // Data returns the block's bytes; the caller must not change them.
 func (b Block) Data() []byte { return b.data }
 
+// Copy returns the block with its bytes copied to buf, if its capacity allows, or to
+// memory of their own.
+func (b Block) Copy(buf []byte) Block { return Block{b.cid, append(buf[:0], b.data...)} }
+
 // Getter reads blocks.
 type Getter interface {
 	// Get returns the block that c names. The store may put the bytes into

@@ -107,6 +107,9 @@ func (a *app) printStatus(s control.Status) error {
 	}
 	row("blocks", "%d, %s, stored as %s", s.Store.Blocks, bytesText(s.Store.RawBytes), bytesText(s.Store.StoredBytes))
 	row("files", "%d in %d directories, %s", s.Namespace.Files, s.Namespace.Dirs, bytesText(s.Namespace.LogicalBytes))
+	if n := s.Namespace.PatchBytes; n > 0 {
+		row("patches", "%s, small changes that are not blocks yet", bytesText(n))
+	}
 	row("pins", "%d, %s", s.Pins.Count, bytesText(s.Pins.LogicalBytes))
 	row("dedup ratio", "%.2f", s.DedupRatio)
 	a.gcRow(s.GC, row)

@@ -41,7 +41,7 @@ func (s *State) Check(ctx context.Context, report func(Problem)) error {
 	s.mu.RUnlock()
 	defer c.db.Close()
 	for _, step := range []func() error{
-		c.countInodes, c.countEntries, c.countXattrs, c.checkOrphans, c.checkInodes,
+		c.countInodes, c.countEntries, c.countXattrs, c.checkPatches, c.checkOrphans, c.checkInodes,
 		c.checkTree, c.checkHistory, c.checkPins, c.checkSnapshots, c.checkTimes, c.checkLocks,
 	} {
 		if err := step(); err != nil {
@@ -67,6 +67,8 @@ type census struct {
 	size                    int64
 	parent                  Ino
 	xattrNames, xattrValues uint32
+	patches                 Patches
+	version                 uint64
 
 	names, subdirs          int64
 	entries                 int64
@@ -111,7 +113,7 @@ func (c *checker) countInodes() error {
 		sum.add(r.counts(), 1)
 		c.inodes[r.ino] = &census{
 			mode: r.mode, nlink: r.nlink, size: r.size, parent: r.parent,
-			xattrNames: r.xattrNames, xattrValues: r.xattrValues,
+			xattrNames: r.xattrNames, xattrValues: r.xattrValues, patches: r.patches, version: r.version,
 		}
 	})
 	if sum != c.meta.stats {
@@ -316,6 +318,9 @@ func (c *checker) checkHistory() error {
 			c.problem(0, "history of %q: %v", tail, err)
 		} else if began >= ended || began < lastEnded || ended > c.meta.applied {
 			c.problem(0, "history of %q from %d to %d, the one before ended at %d", tail, began, ended, lastEnded)
+		}
+		if err == nil && tail[0] == tagInode {
+			c.checkPastPatches(tail, value)
 		}
 		lastEnded = ended
 	})

@@ -81,6 +81,12 @@ func decodeOp(p *namespacepb.Op) (Op, error) {
 	case *namespacepb.Op_SetContent:
 		body = k.SetContent
 		op, err = decodeSetContent(k.SetContent)
+	case *namespacepb.Op_PatchContent:
+		body = k.PatchContent
+		op, err = decodePatchContent(k.PatchContent)
+	case *namespacepb.Op_FoldContent:
+		body = k.FoldContent
+		op, err = decodeFoldContent(k.FoldContent)
 	case *namespacepb.Op_SetXattr:
 		body = k.SetXattr
 		op = &SetXattr{Ino: Ino(k.SetXattr.GetIno()), Name: string(k.SetXattr.GetName()),

@@ -30,6 +30,8 @@ func everyOp() []Op {
 		&SetAttr{Ino: 1, Mask: 1<<32 - 1, Mode: 2, UID: 3, GID: 4, Atime: -5, Mtime: 6, KillPriv: true},
 		&Truncate{Ino: 1, Size: -1, KillPriv: true},
 		&SetContent{Ino: 1, Base: 2, Content: content, Size: -1, Mtime: -3, KillPriv: true},
+		&PatchContent{Ino: 1, Base: 2, Ranges: []Range{{Off: -1, Data: []byte(name)}, {Off: 4, Data: []byte{0}}}, Size: -3, Mtime: -4},
+		&FoldContent{Ino: 1, Below: 2, UpTo: 1<<64 - 1, Content: content},
 		&SetXattr{Ino: 1, Name: name, Value: []byte(name), Flag: 7, KillSetGID: true},
 		&RemoveXattr{Ino: 1, Name: name},
 		&Reap{Ino: 1},
@@ -106,23 +108,27 @@ func TestUnknownFormatsAreRefused(t *testing.T) {
 	unknown(link)
 	held := &namespacepb.LockedRange{}
 	unknown(held)
+	span := &namespacepb.Range{}
+	unknown(span)
 	kind := &namespacepb.Op{Kind: &namespacepb.Op_Reap{Reap: &namespacepb.Reap{}}}
 	unknown(kind)
 	for name, c := range map[string]struct {
 		data []byte
 		want error
 	}{
-		"nothing":             {nil, ErrCorrupt},
-		"version":             {[]byte{formatVersion + 1}, ErrVersion},
-		"garbage":             {[]byte{formatVersion, 0xff}, ErrCorrupt},
-		"field of a command":  {field([]byte{formatVersion}, 99), ErrVersion},
-		"kind of op":          {op(&namespacepb.Op{}), ErrVersion},
-		"field beside an op":  {op(kind), ErrVersion},
-		"field of an op":      {op(&namespacepb.Op{Kind: &namespacepb.Op_Link{Link: link}}), ErrVersion},
-		"field of a content":  {op(&namespacepb.Op{Kind: &namespacepb.Op_SetContent{SetContent: &namespacepb.SetContent{Content: content}}}), ErrVersion},
-		"field of a content'": {op(&namespacepb.Op{Kind: &namespacepb.Op_Create{Create: &namespacepb.Create{Content: content}}}), ErrVersion},
-		"field of a range":    {op(&namespacepb.Op{Kind: &namespacepb.Op_AwaitLock{AwaitLock: &namespacepb.AwaitLock{Wait: &namespacepb.Wait{Has: []*namespacepb.LockedRange{held}}}}}), ErrVersion},
-		"CID":                 {op(&namespacepb.Op{Kind: &namespacepb.Op_Unpin{Unpin: &namespacepb.Unpin{Cid: []byte{1}}}}), ErrCorrupt},
+		"nothing":              {nil, ErrCorrupt},
+		"version":              {[]byte{formatVersion + 1}, ErrVersion},
+		"garbage":              {[]byte{formatVersion, 0xff}, ErrCorrupt},
+		"field of a command":   {field([]byte{formatVersion}, 99), ErrVersion},
+		"kind of op":           {op(&namespacepb.Op{}), ErrVersion},
+		"field beside an op":   {op(kind), ErrVersion},
+		"field of an op":       {op(&namespacepb.Op{Kind: &namespacepb.Op_Link{Link: link}}), ErrVersion},
+		"field of a content":   {op(&namespacepb.Op{Kind: &namespacepb.Op_SetContent{SetContent: &namespacepb.SetContent{Content: content}}}), ErrVersion},
+		"field of a content'":  {op(&namespacepb.Op{Kind: &namespacepb.Op_Create{Create: &namespacepb.Create{Content: content}}}), ErrVersion},
+		"field of a wait":      {op(&namespacepb.Op{Kind: &namespacepb.Op_AwaitLock{AwaitLock: &namespacepb.AwaitLock{Wait: &namespacepb.Wait{Has: []*namespacepb.LockedRange{held}}}}}), ErrVersion},
+		"CID":                  {op(&namespacepb.Op{Kind: &namespacepb.Op_Unpin{Unpin: &namespacepb.Unpin{Cid: []byte{1}}}}), ErrCorrupt},
+		"field of a range":     {op(&namespacepb.Op{Kind: &namespacepb.Op_PatchContent{PatchContent: &namespacepb.PatchContent{Ranges: []*namespacepb.Range{span}}}}), ErrVersion},
+		"field of a content\"": {op(&namespacepb.Op{Kind: &namespacepb.Op_FoldContent{FoldContent: &namespacepb.FoldContent{Content: content}}}), ErrVersion},
 	} {
 		if err := new(Command).UnmarshalBinary(c.data); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
@@ -196,6 +202,9 @@ func FuzzRecords(f *testing.F) {
 	var e encoder
 	r := record{attrs: attrs{ino: 1, mode: TypeRegular, size: 3, contentLen: 3, mtimeAt: 4}, tail: tail{inline: []byte("abc")}}
 	f.Add(append([]byte(nil), e.encodeInode(&r)...))
+	patched := record{attrs: attrs{ino: 1, mode: TypeRegular, size: 3, version: 9, patches: Patches{First: 8, Count: 2, Cost: 300, Cut: 2, Below: 7}}}
+	f.Add(append([]byte(nil), e.encodeInode(&patched)...))
+	f.Add(marshalRecord(&namespacepb.Patch{Cut: 3, Ranges: encodeRanges([]Range{{5, []byte("p")}}), Time: 6}))
 	f.Add(append([]byte(nil), e.encodeDentry(dentry{1, 2, 3})...))
 	f.Add(append([]byte(nil), e.encodeXattr([]byte("v"), 2)...))
 	f.Add(append([]byte(nil), e.encodeMeta(&meta{applied: 1, nextIno: 2})...))
@@ -220,9 +229,15 @@ func FuzzRecords(f *testing.F) {
 				t.Errorf("%q became %q, %v", value, again, err)
 			}
 		}
+		if m, ranges, err := decodePatch(data); err == nil {
+			again := marshalRecord(&namespacepb.Patch{Cut: m.Cut, Ranges: encodeRanges(ranges), Time: m.Time})
+			if _, same, err := decodePatch(again); err != nil || !reflect.DeepEqual(same, ranges) {
+				t.Errorf("%+v became %+v, %v", ranges, same, err)
+			}
+		}
 		for _, split := range []func([]byte){
 			func(b []byte) { splitHistoryKey(b) }, func(b []byte) { splitNumberKey(b) }, func(b []byte) { splitKeptKey(b) },
-			func(b []byte) { splitDentryTail(b) }, func(b []byte) { splitXattrTail(b) }, func(b []byte) { decodeIndex(b) },
+			func(b []byte) { splitDentryTail(b) }, func(b []byte) { splitXattrTail(b) }, func(b []byte) { splitPatchTail(b) }, func(b []byte) { decodeIndex(b) },
 		} {
 			split(data)
 		}
@@ -237,6 +252,8 @@ func TestEarlierCommandsMeanTheSame(t *testing.T) {
 		want Op
 	}{
 		{"01090500000000000000120f0a0d080112016618b6830220032804", &Create{Parent: 1, Name: "f", Mode: TypeRegular | 0o666, UID: 3, GID: 4}},
+		{"01090500000000000000121a920217080210031a060804120261622006290700000000000000", &PatchContent{Ino: 2, Base: 3, Ranges: []Range{{4, []byte("ab")}}, Size: 6, Mtime: 7}},
+		{"0109050000000000000012119a020e08021003180422060a0261622002", &FoldContent{Ino: 2, Below: 3, UpTo: 4, Content: Content{Inline: []byte("ab"), Length: 2}}},
 		{"0109050000000000000012114a0f08021206757365722e611a01762001", &SetXattr{Ino: 2, Name: "user.a", Value: []byte("v"), Flag: XattrCreate}},
 	} {
 		data, err := hex.DecodeString(c.hex)
@@ -251,5 +268,30 @@ func TestEarlierCommandsMeanTheSame(t *testing.T) {
 		if again, err := want.AppendBinary(nil); err != nil || !bytes.Equal(again, data) {
 			t.Errorf("encoded %x, %v; want %s", again, err, c.hex)
 		}
+	}
+}
+
+// Records that are stored stay readable.
+func TestStoredPatchesMeanTheSame(t *testing.T) {
+	var e encoder
+	r := record{attrs: attrs{ino: 7, mode: TypeRegular, size: 3, version: 9, patches: Patches{First: 8, Count: 2, Cost: 300, Cut: 2, Below: 7}}}
+	inode := "011080800238037809aa010b0808100218ac0220022807"
+	if got := hex.EncodeToString(e.encodeInode(&r)); got != inode {
+		t.Errorf("inode %s, want %s", got, inode)
+	}
+	data, err := hex.DecodeString(inode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeInode(7, data); err != nil || got.attrs != r.attrs {
+		t.Errorf("inode %+v, %v", got.attrs, err)
+	}
+	patch := "01080312050805120170190600000000000000"
+	if data, err = hex.DecodeString(patch); err != nil {
+		t.Fatal(err)
+	}
+	m, ranges, err := decodePatch(data)
+	if err != nil || m.Cut != 3 || m.Time != 6 || !reflect.DeepEqual(ranges, []Range{{5, []byte("p")}}) {
+		t.Errorf("patch %+v, %+v, %v", m, ranges, err)
 	}
 }

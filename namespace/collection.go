@@ -82,9 +82,13 @@ func (c Collection) shows(began uint64) bool {
 	return c.Phase() == Renewing || c.Phase() == Sweeping && began < c.Began
 }
 
+// remembers reports whether no name is forgotten now, so that content is not folded
+// either, which takes a name from what was below without leaving it to history.
+func (c Collection) remembers() bool { return c.Phase() == Renewing || c.Phase() == Sweeping }
+
 // keep limits what a trim of history removes.
 func (c Collection) keep(limit uint64) uint64 {
-	if p := c.Phase(); p == Renewing || p == Sweeping {
+	if c.remembers() {
 		return min(limit, c.Renewed)
 	}
 	return limit

@@ -48,6 +48,10 @@ func (c *Command) Roots() (roots []cas.CID) {
 			if op.Content.Root.Defined() {
 				roots = append(roots, op.Content.Root)
 			}
+		case *FoldContent:
+			if op.Content.Root.Defined() {
+				roots = append(roots, op.Content.Root)
+			}
 		case *Pin:
 			roots = append(roots, op.CID)
 		}

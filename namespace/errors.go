@@ -23,6 +23,7 @@ var (
 	ErrNotSupported = errors.New("operation not supported")                      // EOPNOTSUPP: an access control list of a symbolic link
 	ErrAccess       = errors.New("permission denied")                            // EACCES: a default access control list of a file
 	ErrConflict     = errors.New("content has changed since the base version")   // not for the kernel: rebase and retry
+	ErrPatches      = errors.New("too many patches, they must be folded first")  // not for the kernel: fold, or set content
 	ErrLoop         = fmt.Errorf("%w: directory moved below itself", ErrInvalid) // EINVAL
 	ErrLocked       = errors.New("range is locked by another node")              // EAGAIN
 	ErrSession      = errors.New("session has ended")                            // EIO

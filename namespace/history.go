@@ -16,8 +16,9 @@ import (
 // after T, else the current one, and finds nothing if that began after T.
 //
 // Directory entries and attributes are kept exactly. Inodes are kept once a
-// minute (see touch), because many change with every write; but what Reap
-// removes is always kept.
+// minute (see touch, and touchPatched), because many change with every write; but
+// what Reap removes is always kept. Patches are kept as long as an inode refers to
+// them.
 //
 // Trimming goes by the e keys, oldest end first. A value that a snapshot shows
 // moves on to a k key, under the latest such snapshot, and is looked at again
@@ -60,6 +61,12 @@ func beganOf(tail, value []byte) (uint64, error) {
 	case tagXattr:
 		_, began, err := decodeXattr(value)
 		return began, err
+	case tagPatch:
+		_, number, ok := splitPatchTail(tail)
+		if !ok {
+			return 0, fmt.Errorf("%w: patch key %x", ErrCorrupt, tail)
+		}
+		return number, nil
 	}
 	return 0, fmt.Errorf("%w: history of a key with tag %#x", ErrCorrupt, tail[0])
 }

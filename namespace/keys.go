@@ -16,6 +16,7 @@ const space = index.SpaceNamespace
 //	i ino                        inode
 //	d parent hash name           directory entry; hash is the cookie
 //	x ino name                   extended attribute
+//	P ino number                 patch of the inode's content
 //	o ino                        orphan; no value
 //	p codec hash                 pin
 //	s name                       snapshot
@@ -36,13 +37,14 @@ const space = index.SpaceNamespace
 //	m                            counters and positions, rewritten by every command
 //	f                            version of the namespace (version.go) and hash key
 //
-// "key" is an inode, entry or attribute key from its tag on. No name contains
+// "key" is an inode, entry, attribute or patch key from its tag on. No name contains
 // a NUL, so the 00 in a history key is found from the end and no history key is
 // a prefix of another key's.
 const (
 	tagInode    = 'i'
 	tagDentry   = 'd'
 	tagXattr    = 'x'
+	tagPatch    = 'P'
 	tagOrphan   = 'o'
 	tagPin      = 'p'
 	tagSnapshot = 's'

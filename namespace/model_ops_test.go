@@ -263,6 +263,10 @@ func (m *model) doInode(now int64, op Op) (Ino, error) {
 		ino, kill = op.Ino, op.KillPriv
 	case *SetContent:
 		ino, kill = op.Ino, op.KillPriv
+	case *PatchContent:
+		ino = op.Ino
+	case *FoldContent:
+		ino = op.Ino
 	case *SetXattr:
 		ino = op.Ino
 	case *RemoveXattr:
@@ -422,6 +426,9 @@ func (m *model) write(now int64, n *modelInode, op Op) error {
 		if op.Size == n.Size {
 			return nil
 		}
+		if op.Size < n.Size {
+			n.cut(m.applied, op.Size)
+		}
 		n.Size, n.Version = op.Size, m.applied
 		if c := &n.Content; op.Size < c.Length {
 			c.Length = op.Size
@@ -436,19 +443,41 @@ func (m *model) write(now int64, n *modelInode, op Op) error {
 		}
 		m.touched[n.Ino] = true
 		n.Content, n.Size, n.Version = op.Content, op.Size, m.applied
-		if op.Mtime == 0 {
-			return nil
+		n.layOver(nil)
+		n.wrote(op.Mtime, op.Ino == Created)
+	case *PatchContent:
+		return m.patch(now, n, op)
+	case *FoldContent:
+		if n.Patches.First == 0 || op.Below != n.Patches.Below || op.UpTo < n.Patches.First || op.UpTo < op.Below || op.UpTo > n.Version {
+			return ErrConflict
 		}
-		set := n.Mtime
-		if n.MtimeSet != 0 {
-			set = n.MtimeSet
+		n.Content = op.Content // history shows it, too
+		var left []modelPatch
+		for _, p := range n.patches {
+			if p.number > op.UpTo {
+				left = append(left, p)
+			}
 		}
-		if op.Mtime > set || op.Ino == Created {
-			n.Mtime, n.MtimeSet = op.Mtime, 0
+		n.layOver(left)
+		if len(left) > 0 {
+			n.Patches.Below = m.applied
 		}
-		n.Ctime = max(n.Ctime, op.Mtime)
 	}
 	return nil
+}
+
+func (n *modelInode) wrote(at int64, isNew bool) {
+	if at == 0 {
+		return
+	}
+	set := n.Mtime
+	if n.MtimeSet != 0 {
+		set = n.MtimeSet
+	}
+	if at > set || isNew {
+		n.Mtime, n.MtimeSet = at, 0
+	}
+	n.Ctime = max(n.Ctime, at)
 }
 
 func (m *model) doRoot(op Op) error {

@@ -37,11 +37,21 @@ type modelInode struct {
 	beganTime int64
 	entries   map[string]Ino
 	xattrs    map[string]string
+	patches   []modelPatch // never changed in place
+}
+
+// modelPatch is what the content is laid over with, or cut to.
+type modelPatch struct {
+	number uint64
+	ranges []Range // nil: cut
+	size   int64
+	cost   uint32
 }
 
 type version struct {
 	Inode
-	ended uint64
+	patches []modelPatch
+	ended   uint64
 }
 
 type instant struct {
@@ -121,7 +131,7 @@ func (m *model) settle(old *model) {
 			}
 		}
 		if keep {
-			m.past[ino] = append(m.past[ino], version{was.Inode, m.applied})
+			m.past[ino] = append(m.past[ino], version{was.Inode, was.patches, m.applied})
 		}
 	}
 	for ino, now := range m.inodes {
@@ -133,16 +143,22 @@ func (m *model) settle(old *model) {
 
 // inodeAt is the inode as a reader as of an index sees it.
 func (m *model) inodeAt(ino Ino, index uint64) (Inode, bool) {
+	n, _, ok := m.versionAt(ino, index)
+	return n, ok
+}
+
+// versionAt is inodeAt with the inode's patches.
+func (m *model) versionAt(ino Ino, index uint64) (Inode, []modelPatch, bool) {
 	for _, v := range m.past[ino] {
 		if v.Began <= index && index < v.ended {
-			return v.Inode, true
+			return v.Inode, v.patches, true
 		}
 	}
 	n := m.inodes[ino]
 	if n == nil || n.Began > index {
-		return Inode{}, false
+		return Inode{}, nil, false
 	}
-	return n.Inode, true
+	return n.Inode, n.patches, true
 }
 
 // readable says whether the history of an index must still be there.

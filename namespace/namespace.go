@@ -83,6 +83,7 @@ type Inode struct {
 	Parent                     Ino    // of a directory; the root's is itself
 	Target                     string // of a symbolic link
 	Content                    Content
+	Patches                    Patches // that lie above Content
 	HasXattrs                  bool
 	Version                    uint64 // index of the command that last changed content or size, of a directory the entries
 	Began                      uint64 // index from which these values are visible in history

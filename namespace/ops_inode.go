@@ -113,6 +113,11 @@ func (t *txn) truncate(op *Truncate) (*stagedInode, error) {
 	t.change(n)
 	n.mtime, n.mtimeAt = t.now, 0
 	if op.Size != n.size {
+		if op.Size < n.size {
+			if err := t.cutPatches(n, op.Size); err != nil {
+				return nil, err
+			}
+		}
 		n.size, n.version = op.Size, t.index
 		n.cut(op.Size)
 	}
@@ -152,6 +157,9 @@ func (t *txn) setContent(op *SetContent) (*stagedInode, error) {
 		return nil, err
 	}
 	t.touch(n)
+	if err := t.dropPatches(n, t.index); err != nil {
+		return nil, err
+	}
 	n.setContent(&op.Content)
 	n.size, n.version = op.Size, t.index
 	if op.Mtime != 0 {
@@ -315,7 +323,8 @@ func (t *txn) reap(op *Reap) (*stagedInode, error) {
 			v.value = v.old
 		}
 	}
-	n.alive, n.dirty = false, true
+	n.alive, n.dirty, n.patch = false, true, nil
+	t.meta.patches -= uint64(n.patches.Cost)
 	return n, nil
 }
 

@@ -124,6 +124,7 @@ type InodeChange struct {
 	New     bool // created
 	Gone    bool // reaped
 	Content bool // size or content, of a directory its entries, have changed
+	Folded  bool // content is the same, but patches of it were folded
 }
 
 // EntryChange is a change of a directory's entry. Was and Is are the inodes before
@@ -153,6 +154,7 @@ func (s *State) tell(t *txn) {
 			c.Inodes = append(c.Inodes, InodeChange{
 				Ino: n.ino, New: !n.stored, Gone: !n.alive,
 				Content: n.version != n.old.version || n.size != n.old.size,
+				Folded:  n.stored && n.version == n.old.version && n.patches != n.old.patches,
 			})
 		}
 	}

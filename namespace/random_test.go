@@ -139,6 +139,11 @@ func (g *generator) op() Op {
 			UID: g.Uint32N(9), GID: g.Uint32N(9), Atime: g.now - 5, Mtime: g.now - g.Int64N(100*second), KillPriv: flags(2)}
 	case n < 40:
 		return &Truncate{Ino: g.file(), Size: g.Int64N(900) * g.Int64N(2), KillPriv: flags(3)}
+	case n < 43:
+		if flags(2) {
+			return g.patch()
+		}
+		return g.fold()
 	case n < 45:
 		c, size := g.content()
 		op := &SetContent{Ino: g.file(), Content: c, Size: size, KillPriv: flags(3)}
@@ -275,12 +280,12 @@ func (m *model) lastWorld(i uint64) uint64 {
 func (x *run) compare() {
 	x.Helper()
 	m := x.m
-	x.compareWorld(reader{x.s.Inode, x.s.Lookup, x.s.ReadDir, x.s.Xattr, x.s.Xattrs}, m.world, func(ino Ino) (Inode, bool) {
+	x.compareWorld(reader{x.s.Inode, x.s.Lookup, x.s.ReadDir, x.s.Xattr, x.s.Xattrs, x.s.Patches}, m.world, func(ino Ino) (Inode, []modelPatch, bool) {
 		n := m.inodes[ino]
 		if n == nil {
-			return Inode{}, false
+			return Inode{}, nil, false
 		}
-		return n.Inode, true
+		return n.Inode, n.patches, true
 	})
 	var orphans []Ino
 	for _, ino := range slices.Sorted(maps.Keys(m.inodes)) {
@@ -318,8 +323,8 @@ func (x *run) compareAsOf(index uint64) {
 		}
 		return
 	}
-	x.compareWorld(reader{v.Inode, v.Lookup, v.ReadDir, v.Xattr, v.Xattrs}, x.m.worlds[index], func(ino Ino) (Inode, bool) {
-		return x.m.inodeAt(ino, index)
+	x.compareWorld(reader{v.Inode, v.Lookup, v.ReadDir, v.Xattr, v.Xattrs, v.Patches}, x.m.worlds[index], func(ino Ino) (Inode, []modelPatch, bool) {
+		return x.m.versionAt(ino, index)
 	})
 }
 
@@ -329,12 +334,20 @@ type reader struct {
 	readDir readDir
 	xattr   func(Ino, string) ([]byte, error)
 	xattrs  func(Ino) ([]string, error)
+	patches func(Ino) (Inode, []Range, error)
 }
 
-func (x *run) compareWorld(r reader, w world, inode func(Ino) (Inode, bool)) {
+func (x *run) compareWorld(r reader, w world, version func(Ino) (Inode, []modelPatch, bool)) {
 	x.Helper()
+	inode := func(ino Ino) (Inode, bool) {
+		n, _, ok := version(ino)
+		return n, ok
+	}
 	for ino := Ino(1); ino <= x.m.next; ino++ {
-		want, ok := inode(ino)
+		want, patches, ok := version(ino)
+		if again, ranges, err := r.patches(ino); ok && (err != nil || !sameInode(again, want) || layers(ranges) != modelLayers(patches)) {
+			x.Fatalf("inode %d with patches is %+v, %v\n%s\nwant %+v\n%s", ino, again, err, layers(ranges), want, modelLayers(patches))
+		}
 		got, err := r.inode(ino)
 		if ok != (err == nil) || !ok && !errors.Is(err, ErrNotFound) || !sameInode(got, want) {
 			x.Fatalf("inode %d is %+v, %v\nwant %+v, %t", ino, got, err, want, ok)

@@ -28,6 +28,7 @@ type attrs struct {
 	root                        cas.CID
 	treeSize, contentLen, holes int64
 	folded                      uint64
+	patches                     Patches
 }
 
 // tail is the rest of an inode, which few have. Both are immutable.
@@ -77,6 +78,7 @@ func (a *attrs) inode(t tail) Inode {
 		Size: a.size, Atime: a.atime, Mtime: a.mtime, Ctime: a.ctime, Btime: a.btime,
 		Parent: a.parent, Target: t.target,
 		Content:  Content{Inline: t.inline, Root: a.root, TreeSize: a.treeSize, Length: a.contentLen, Holes: a.holes, Folded: a.folded},
+		Patches:  a.patches,
 		MtimeSet: a.mtimeAt, HasXattrs: a.xattrNames > 0,
 		Version: a.version, Began: a.began,
 	}
@@ -107,6 +109,7 @@ type meta struct {
 	swept       uint64
 	position    Position
 	timeClaim   SessionID
+	patches     uint64 // cost of all patches
 }
 
 // encoder turns records into bytes without allocating: it keeps one message of
@@ -114,6 +117,7 @@ type meta struct {
 type encoder struct {
 	inode   namespacepb.Inode
 	content namespacepb.Content
+	patches namespacepb.Patches
 	dentry  namespacepb.Dentry
 	xattr   namespacepb.Xattr
 	meta    namespacepb.Meta
@@ -138,7 +142,7 @@ func (e *encoder) encodeInode(r *record) []byte {
 	m.Size, m.Atime, m.Mtime, m.Ctime, m.Btime = uint64(r.size), r.atime, r.mtime, r.ctime, r.btime
 	m.Parent, m.Version, m.Began, m.BeganTime = uint64(r.parent), r.version, r.began, r.beganTime
 	m.MtimeAt, m.XattrNames, m.XattrValues = r.mtimeAt, r.xattrNames, r.xattrValues
-	m.Target, m.Content = nil, nil
+	m.Target, m.Content, m.Patches = nil, nil, r.patches.encode(&e.patches)
 	if r.target != "" {
 		m.Target = []byte(r.target)
 	}
@@ -167,7 +171,7 @@ func (e *encoder) encodeMeta(m *meta) []byte {
 	p.Applied, p.NextIno, p.LogTime, p.IndexedTime = m.applied, uint64(m.nextIno), m.logTime, m.indexedTime
 	p.Trimmed, p.Swept = m.trimmed, m.swept
 	p.Entry, p.EntryCommands, p.EntryTerm = m.position.Entry, m.position.Commands, m.position.Term
-	p.TimeClaim = uint64(m.timeClaim)
+	p.TimeClaim, p.Patches = uint64(m.timeClaim), m.patches
 	p.Files, p.Dirs, p.LogicalBytes = uint64(m.stats.Files), uint64(m.stats.Dirs), uint64(m.stats.LogicalBytes)
 	return e.marshal(p)
 }
@@ -203,6 +207,10 @@ func decodeInode(ino Ino, b []byte) (record, error) {
 		parent: Ino(m.Parent), version: m.Version, began: m.Began, beganTime: m.BeganTime,
 		mtimeAt: m.MtimeAt, xattrNames: m.XattrNames, xattrValues: m.XattrValues,
 	}}
+	var err error
+	if r.patches, err = decodePatches(m.Patches); err != nil {
+		return record{}, fmt.Errorf("inode %d: %w", ino, err)
+	}
 	r.target = string(m.Target)
 	if m.Content != nil {
 		c, err := decodeContent(m.Content)
@@ -238,7 +246,7 @@ func decodeMeta(b []byte) (meta, error) {
 	}
 	return meta{
 		applied: m.Applied, nextIno: Ino(m.NextIno), logTime: m.LogTime, indexedTime: m.IndexedTime,
-		trimmed: m.Trimmed, swept: m.Swept, timeClaim: SessionID(m.TimeClaim),
+		trimmed: m.Trimmed, swept: m.Swept, timeClaim: SessionID(m.TimeClaim), patches: m.Patches,
 		position: Position{Entry: m.Entry, Commands: m.EntryCommands, Term: m.EntryTerm},
 		stats:    Stats{Files: int64(m.Files), Dirs: int64(m.Dirs), LogicalBytes: int64(m.LogicalBytes)},
 	}, nil

@@ -48,8 +48,11 @@ type stagedInode struct {
 	old     record // as stored
 	stored  bool   // old exists
 	alive   bool   // record exists
-	dirty   bool
-	history bool // old must be kept in history
+	dirty   bool   // differs from old
+	touched bool   // it is decided whether old is kept in history
+	history bool   // it is
+	patch   []byte // that the command makes
+	dropped uint64 // stored patches up to this one are above the content no longer
 }
 
 // stagedEntry is a name that the command has looked at.
@@ -159,6 +162,10 @@ func (t *txn) do(op Op) (*stagedInode, error) {
 		return t.truncate(op)
 	case *SetContent:
 		return t.setContent(op)
+	case *PatchContent:
+		return t.patchContent(op)
+	case *FoldContent:
+		return t.foldContent(op)
 	case *SetXattr:
 		return t.setXattr(op)
 	case *RemoveXattr:
@@ -341,10 +348,10 @@ func (t *txn) value(key []byte) (*stagedValue, error) {
 // no snapshot shows, is overwritten in place: what replaces it takes over its
 // beginning, so that history holds at most one version of an inode a minute.
 func (t *txn) touch(n *stagedInode) {
-	if n.dirty {
+	if n.touched {
 		return
 	}
-	n.dirty = true
+	n.dirty, n.touched = true, true
 	if !n.stored {
 		return
 	}
@@ -414,6 +421,9 @@ func (t *txn) writeInode(b *pebble.Batch, n *stagedInode) error {
 			return err
 		}
 		t.keyBuf = inodeKey(t.keyBuf[:0], n.ino)
+	}
+	if err := t.writePatches(b, n); err != nil {
+		return err
 	}
 	wasOrphan, isOrphan := n.stored && n.old.nlink == 0, n.alive && n.nlink == 0
 	if wasOrphan != isOrphan {

@@ -16,7 +16,7 @@ var errStop = errors.New("enough entries")
 // ErrTrimmed then, and with ErrInvalid if the command has not been applied yet.
 //
 // Inodes are those of a command at most a minute of log time later, if they
-// changed within it (see history.go): their number of links and their content
+// changed within it, or ten if they were patched all the time (see history.go): their number of links and their content
 // may be ahead of the directory entries, which are exact.
 type View struct {
 	s     *State

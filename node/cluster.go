@@ -63,6 +63,7 @@ type cluster struct {
 	changed chan struct{} // the view may be another one
 
 	lastOK map[p2p.PeerID]time.Time // of members that are away: since when; of tend
+	folded time.Time                // when was last looked for patches that nobody folds; of tend
 
 	alone int // ticks without a session, while leaving; of tend
 

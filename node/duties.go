@@ -13,8 +13,8 @@ import (
 )
 
 // What members ask each other besides commands and blocks, and what the leader does
-// for all: it removes inodes that no program has open any more, and takes note of
-// members that are away.
+// for all: it removes inodes that no program has open any more, takes note of
+// members that are away, and folds what others have left.
 
 // protocolHolds asks which of some inodes a node has open, once it has applied a
 // command: its index, then the inodes, 8 bytes each. The answer is a byte for each.
@@ -37,6 +37,8 @@ const (
 	reapBatch   = namespace.MaxOps
 	// awayAfter is how long a member may not answer until others own its blocks.
 	awayAfter = 10 * time.Minute
+	// foldEvery is how often is looked for patches that nobody folds.
+	foldEvery = 20 * time.Second
 )
 
 // serve answers what other members ask.
@@ -113,6 +115,19 @@ func (c *cluster) lead(ctx context.Context) {
 		c.log.Debug("files without a name are removed later", "err", err)
 	}
 	c.noteAway(ctx)
+	c.foldAbandoned()
+}
+
+// foldAbandoned has patches folded that no node adds to any more.
+func (c *cluster) foldAbandoned() {
+	now := c.n.o.Now()
+	if now.Sub(c.folded) < foldEvery {
+		return
+	}
+	c.folded = now
+	if err := c.n.volume.FoldAbandoned(); err != nil {
+		c.log.Warn("patches of files are folded later", "err", err)
+	}
 }
 
 // reap removes inodes without a name that no live session has open (rule 10).

@@ -14,6 +14,8 @@ import (
 
 	"github.com/anishathalye/porcupine"
 	"github.com/cockroachdb/pebble/v2"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
@@ -90,10 +92,34 @@ func (w *world) steady() string {
 	if why := w.together(); why != "" {
 		return why
 	}
-	if n := len(w.up()); n < 3 {
-		return fmt.Sprint("there are ", n)
+	up := w.up()
+	if len(up) < 3 {
+		return fmt.Sprint("there are ", len(up))
+	}
+	for _, m := range up {
+		if joint, err := m.inJointChange(); joint || err != nil {
+			return fmt.Sprintf("%s is between two sets of voters (%v)", m.name, err)
+		}
 	}
 	return w.copied(func(holders, owners int, owned bool) bool { return holders >= 2 })
+}
+
+// inJointChange reports whether the group, as this node knows it, needs majorities of
+// two sets of voters: the earlier one may be two nodes, of which none must be lost.
+func (m *machine) inJointChange() (bool, error) {
+	n := m.node()
+	if n == nil {
+		return true, nil
+	}
+	group, err := n.state.Group()
+	if err != nil || len(group) == 0 {
+		return true, err
+	}
+	var conf raftpb.ConfState
+	if err := proto.Unmarshal(group[1:], &conf); err != nil { // behind its version
+		return true, err
+	}
+	return len(conf.GetVotersOutgoing())+len(conf.GetLearnersNext()) > 0, nil
 }
 
 func (m *machine) isStale() bool {

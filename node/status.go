@@ -150,7 +150,7 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 			Blocks: blocks.Blocks, RawBytes: blocks.RawBytes, StoredBytes: blocks.StoredBytes,
 		},
 		Namespace: control.NamespaceStatus{
-			Files: names.Files, Dirs: names.Dirs, LogicalBytes: names.LogicalBytes,
+			Files: names.Files, Dirs: names.Dirs, LogicalBytes: names.LogicalBytes, PatchBytes: n.state.PatchBytes(),
 		},
 		DedupRatio: 1,
 	}

@@ -161,6 +161,32 @@ type Transport interface {
 	Handle(p Protocol, h Handler)
 }
 
+// LendingHandler is a Handler that keeps the memory of its answers: sent, if it is not
+// nil, is called once when the answer is not needed any more.
+type LendingHandler func(ctx context.Context, from PeerID, req []byte) (answer []byte, sent func(), err error)
+
+// Lending returns h as one that never has its memory back; nil of nil.
+func (h Handler) Lending() LendingHandler {
+	if h == nil {
+		return nil
+	}
+	return func(ctx context.Context, from PeerID, req []byte) ([]byte, func(), error) {
+		answer, err := h(ctx, from, req)
+		return answer, nil, err
+	}
+}
+
+// Recycler is a Transport that uses the memory of large messages again. To get it from
+// the system and to clear it costs as much as to encrypt what it is for.
+type Recycler interface {
+	Transport
+	// Recycle takes the memory of an answer of Call, or of a request, to which
+	// nobody refers any more.
+	Recycle(b []byte)
+	// HandleLending is Handle.
+	HandleLending(p Protocol, h LendingHandler)
+}
+
 // Errors of a Transport. Compare with errors.Is.
 var (
 	// ErrUnreachable says that a peer did not answer, or is not a member.

@@ -83,7 +83,7 @@ func allocated(n *namespace.Inode) int64 {
 		return sizeOf(n)
 	}
 	c := &n.Content
-	return outsideHoles(c.Length, c.TreeSize, c.Holes)
+	return min(outsideHoles(c.Length, c.TreeSize, c.Holes)+int64(n.Patches.Cost), n.Size)
 }
 
 // outsideHoles returns how many of the first length bytes of a tree are in none of

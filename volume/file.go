@@ -19,7 +19,7 @@ import (
 //	dirty    what was written and not moved on yet
 //	frozen   what is being moved down right now; immutable
 //	base     what is stored: a tree, a few inline bytes, or the unfinished
-//	         tree of a stream that appends to it
+//	         tree of a stream that appends to it; and patches above it
 //	zeros    from the end of the base to the size
 //
 // Bytes move down in two ways. A stream takes what is appended at the end of
@@ -72,7 +72,11 @@ type base struct {
 	stream *stream
 	root   manifest.Root // what reader reads
 	length int64         // bytes of it that count
-	from   int64         // of a stream: where what was written here begins
+	// patches are the bytes above it that the namespace has, nil if there are none;
+	// below says to which content they belong.
+	patches *extents
+	below   uint64
+	from    int64 // of a stream: where what was written here begins
 }
 
 // stream is a tree that is still growing at its end.
@@ -104,12 +108,16 @@ func (s *stream) snapshot(ctx context.Context) (manifest.Root, error) {
 	return root, err
 }
 
+// newFile returns the file of n. Patches are taken over when it is used first: there
+// may be many.
 func (v *Volume) newFile(n namespace.Inode) *file {
-	return &file{
+	f := &file{
 		v: v, ino: n.Ino, dirty: v.noExtents(), frozen: v.noExtents(), base: v.baseOf(n.Content), size: n.Size, mtime: n.Mtime, ctime: n.Ctime,
 		folded: journal.Seq(n.Content.Folded), orphan: n.Nlink == 0, committed: n,
 		sharing: sharing{tail: -1, frozenTail: -1},
 	}
+	f.stale.Store(n.Patches.First != 0)
+	return f
 }
 
 func (v *Volume) noExtents() extents { return extents{pool: &v.buffers} }
@@ -126,8 +134,48 @@ func (v *Volume) baseOf(c namespace.Content) base {
 	return b
 }
 
+// patchedBase is baseOf with patches above the content.
+func (v *Volume) patchedBase(n namespace.Inode, patches []namespace.Range) base {
+	b := v.baseOf(n.Content)
+	b.patches, b.below = (*extents)(nil).lay(patches), n.Patches.Below
+	return b
+}
+
+// end returns where the base ends, before the zeros.
+func (b *base) end() int64 {
+	end := b.length
+	if b.patches != nil {
+		last, _ := b.patches.end()
+		end = max(end, last)
+	}
+	return end
+}
+
 // readAt fills p with the bytes of the base at off, zeros from its end on.
 func (b *base) readAt(ctx context.Context, p []byte, off int64) error {
+	if b.patches == nil {
+		return b.readBelow(ctx, p, off)
+	}
+	var err error
+	pos, end := off, off+int64(len(p))
+	gap := func(to int64) {
+		if err == nil && pos < to {
+			err = b.readBelow(ctx, p[pos-off:to-off], pos)
+		}
+	}
+	b.patches.each(off, end, func(e extent) bool {
+		e = e.slice(max(e.off, off), min(e.end(), end))
+		gap(e.off)
+		copy(p[e.off-off:], e.mem)
+		pos = e.end()
+		return err == nil
+	})
+	gap(end)
+	return err
+}
+
+// readBelow is readAt of what lies below the patches.
+func (b *base) readBelow(ctx context.Context, p []byte, off int64) error {
 	n := int(max(0, min(int64(len(p)), b.length-off)))
 	clear(p[n:])
 	if n == 0 {
@@ -279,7 +327,7 @@ func (f *file) touch(t int64) {
 func (f *file) streamable() int64 {
 	var n int64
 	if f.frozen.empty() {
-		for _, e := range f.dirty.stream(f.base.length) {
+		for _, e := range f.dirty.stream(f.base.end()) {
 			if e.kind == written {
 				n += e.n
 			}
@@ -305,6 +353,9 @@ func (f *file) attr(a *Attr) {
 // that has holes itself may be nothing new. Called with mu held.
 func (f *file) allocated() int64 {
 	n := outsideHoles(f.base.length, f.base.root.Size, f.base.root.Holes)
+	if f.base.patches != nil {
+		n += f.base.patches.bytes
+	}
 	n += f.dirty.bytes + f.dirty.refer + f.frozen.bytes + f.frozen.refer
 	punched := &f.dirty // or what is frozen, but not the same bytes twice
 	if punched.holes == 0 {

@@ -23,6 +23,11 @@ func (f *file) drainTail(ctx context.Context) error {
 			f.mu.Unlock()
 			return nil
 		}
+		if f.base.patches != nil {
+			f.mu.Unlock()
+			f.v.foldSoon(f) // a stream can begin where the tree ends
+			return nil
+		}
 		run := f.dirty.stream(f.base.length)
 		for _, e := range run {
 			f.dirty.remove(e)
@@ -130,10 +135,8 @@ func (f *file) commitOnce(ctx context.Context) error {
 		return nil
 	}
 	f.rely(step)
-	f.frozen, f.dirty = f.dirty, f.v.noExtents()
-	f.frozenTail, f.tail = f.tail, -1
-	size, last, touched, set := f.size, f.last, f.touched, f.later.n
-	f.frozenTouched, f.frozenLater = touched, set
+	f.freeze()
+	size, last := f.size, f.last
 	f.mu.Unlock()
 
 	content, err := f.fold(ctx, size)
@@ -148,134 +151,29 @@ func (f *file) commitOnce(ctx context.Context) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.base = f.v.baseOf(content)
+	f.folded = journal.Seq(content.Folded)
+	f.landed()
+	return nil
+}
+
+// freeze makes what is dirty what is moved down. Called with mu held.
+func (f *file) freeze() {
+	f.frozen, f.dirty = f.dirty, f.v.noExtents()
+	f.frozenTail, f.tail = f.tail, -1
+	f.frozenTouched, f.frozenLater = f.touched, f.later.n
+}
+
+// landed forgets what was frozen, which the base has by now. Called with mu held.
+func (f *file) landed() {
 	f.v.mem.Add(-f.frozen.mem)
 	f.frozen = f.v.noExtents()
-	f.base = f.v.baseOf(content)
-	f.folded, f.first = journal.Seq(content.Folded), 0
-	f.logged = nil
+	f.first, f.logged = 0, nil
 	f.err, f.frozenTail = nil, -1
-	f.changed = f.touched != touched || f.later.n != set // what came meanwhile is for the next commit
+	f.changed = f.touched != f.frozenTouched || f.later.n != f.frozenLater // what came meanwhile is for the next commit
 	if !f.changed {
 		f.under = 0
 	}
-	return nil
-}
-
-// fold makes content of size bytes out of the base and what is frozen.
-func (f *file) fold(ctx context.Context, size int64) (namespace.Content, error) {
-	if size <= namespace.MaxInline {
-		p := make([]byte, size)
-		if err := f.readFrozen(ctx, p); err != nil {
-			return namespace.Content{}, err
-		}
-		return namespace.Content{Inline: p, Length: size}, nil
-	}
-	root, err := f.foldTree(ctx, size)
-	if err != nil {
-		return namespace.Content{}, err
-	}
-	return contentOf(root), nil
-}
-
-func contentOf(root manifest.Root) namespace.Content {
-	return namespace.Content{Root: root.CID, TreeSize: root.Size, Length: root.Size, Holes: root.Holes}
-}
-
-func (f *file) foldTree(ctx context.Context, size int64) (manifest.Root, error) {
-	if f.base.stream == nil && f.base.reader == nil {
-		return f.build(ctx, size)
-	}
-	root := f.base.root
-	if s := f.base.stream; s != nil {
-		f.mu.Lock()
-		run := f.frozen.run(f.base.length)
-		f.mu.Unlock()
-		if err := f.feed(ctx, run); err != nil {
-			return root, err
-		}
-		var err error
-		if root, err = s.snapshot(ctx); err != nil {
-			return root, err
-		}
-	}
-	edits := f.edits(size)
-	if len(edits) == 0 && root.Size == size {
-		return root, nil
-	}
-	return manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, root, size, edits)
-}
-
-// build makes the tree of a file that has none yet.
-func (f *file) build(ctx context.Context, size int64) (manifest.Root, error) {
-	w, ok := f.v.writers.Get().(*manifest.Writer)
-	if !ok {
-		w = manifest.NewWriter(f.v.o.Store, f.v.o.Format)
-	}
-	pos := int64(0)
-	gap := func(to int64) error {
-		if have := min(f.base.length, to); pos < have {
-			if err := w.Write(ctx, f.base.inline[pos:have]); err != nil {
-				return err
-			}
-			pos = have
-		}
-		return w.WriteZeros(ctx, to-pos)
-	}
-	for _, e := range f.frozen.all() {
-		if err := gap(e.off); err != nil {
-			return manifest.Root{}, err
-		}
-		if err := f.v.appendExtent(ctx, w, e); err != nil {
-			return manifest.Root{}, err
-		}
-		pos = e.end()
-	}
-	if err := gap(size); err != nil {
-		return manifest.Root{}, err
-	}
-	root, err := w.Finish(ctx)
-	if err == nil {
-		w.Reset()
-		f.v.writers.Put(w)
-	}
-	return root, err
-}
-
-// edits describes what is frozen, and the zeros that hide the end of a tree of
-// which less than the whole counts, as changes of the base's tree.
-func (f *file) edits(size int64) []manifest.Edit {
-	var edits []manifest.Edit
-	zero := func(from, to int64) {
-		from, to = max(from, f.base.length), min(to, f.base.root.Size, size)
-		if from < to {
-			edits = append(edits, manifest.Edit{Off: from, Len: to - from})
-		}
-	}
-	pos := int64(0)
-	for _, e := range f.frozen.all() {
-		zero(pos, e.off)
-		edits = append(edits, f.v.editOf(e))
-		pos = e.end()
-	}
-	if f.base.stream == nil {
-		zero(pos, size)
-	}
-	return edits
-}
-
-// readFrozen fills p, the beginning of the file, from the frozen layer and the
-// base.
-func (f *file) readFrozen(ctx context.Context, p []byte) error {
-	if err := f.base.readAt(ctx, p, 0); err != nil {
-		return err
-	}
-	for _, e := range f.frozen.overlapping(0, int64(len(p))) {
-		e = e.slice(e.off, min(e.end(), int64(len(p))))
-		if err := f.v.readExtent(ctx, e, p[e.off:e.end()]); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // name tells the namespace of new content.
@@ -285,7 +183,7 @@ func (f *file) name(ctx context.Context, c namespace.Content, size int64) error 
 	f.mu.Unlock()
 	op := &namespace.SetContent{Ino: f.ino, Base: f.committed.Version, Content: c, Size: size, Mtime: wrote}
 	if f.v.Shared() {
-		return f.nameShared(ctx, op)
+		return f.nameShared(ctx, op, size, c)
 	}
 	res, err := f.nameWith(ctx, op)
 	if err != nil {
@@ -429,24 +327,10 @@ func (f *file) cid(ctx context.Context) (cas.CID, error) {
 	f.mu.Lock()
 	b, size := f.base, f.size
 	f.mu.Unlock()
-	if b.reader == nil {
-		w := manifest.NewWriter(f.v.o.Store, f.v.o.Format)
-		if err := w.Write(ctx, b.inline); err != nil {
-			return cas.CID{}, err
-		}
-		if err := w.WriteZeros(ctx, size-b.length); err != nil {
-			return cas.CID{}, err
-		}
-		root, err := w.Finish(ctx)
-		return root.CID, err
+	over := b.patches
+	if over == nil {
+		over = &extents{}
 	}
-	if b.root.Size == size && b.length == size {
-		return b.root.CID, nil
-	}
-	var edits []manifest.Edit
-	if end := min(b.root.Size, size); b.length < end {
-		edits = []manifest.Edit{{Off: b.length, Len: end - b.length}}
-	}
-	root, err := manifest.Rewrite(ctx, f.v.o.Store, f.v.o.Format, b.root, size, edits)
+	root, err := f.v.tree(ctx, &b, over, size)
 	return root.CID, err
 }

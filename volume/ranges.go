@@ -148,21 +148,14 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 		return h.f.copyBytes(ctx, off, src.f, srcOff, n)
 	}
 	copied := false
+	// Patches are copied as bytes.
 	named, err := h.f.copyFrom(ctx, src.f, func(b base, size int64) error {
 		n = min(n, size-srcOff)
 		if b.reader == nil || n < h.f.v.o.shareMin {
 			return nil
 		}
 		copied = true
-		inTree := max(0, min(n, b.length-srcOff))
-		return h.f.change(ctx, func() {
-			if inTree > 0 {
-				h.f.dirty.put(extent{off: off, n: inTree, kind: shared, tree: b.reader, pos: srcOff})
-			}
-			if inTree < n {
-				h.f.dirty.put(extent{off: off + inTree, n: n - inTree, kind: zeros})
-			}
-		})
+		return h.f.change(ctx, func() { h.f.share(off, &b, srcOff, n) })
 	})
 	if err != nil {
 		return 0, err
@@ -171,6 +164,26 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 		return h.f.copyBytes(ctx, off, src.f, srcOff, max(n, 0))
 	}
 	return n, nil
+}
+
+// share puts n bytes of b from srcOff on into the dirty layer at off: what is in its tree
+// as a part of that. Called with mu held.
+func (f *file) share(off int64, b *base, srcOff, n int64) {
+	inTree := max(0, min(n, b.length-srcOff))
+	if inTree > 0 {
+		f.dirty.put(extent{off: off, n: inTree, kind: shared, tree: b.reader, pos: srcOff})
+	}
+	if inTree < n {
+		f.dirty.put(extent{off: off + inTree, n: n - inTree, kind: zeros})
+	}
+	if b.patches == nil {
+		return
+	}
+	b.patches.each(srcOff, srcOff+n, func(e extent) bool {
+		e = e.slice(max(e.off, srcOff), min(e.end(), srcOff+n))
+		f.dirty.write(e.mem, off+e.off-srcOff)
+		return true
+	})
 }
 
 // stored brings all that was written into the stored layer, and returns that and
@@ -214,6 +227,9 @@ func (h *Handle) Seek(ctx context.Context, off int64, hole bool) (int64, error) 
 	f.mu.Lock()
 	size := f.size
 	s := seeker{v: f.v, layers: []extents{f.dirty.snapshot(), f.frozen.snapshot()}, stored: f.base, hole: hole, at: off}
+	if f.base.patches != nil {
+		s.layers = append(s.layers, f.base.patches.snapshot())
+	}
 	f.mu.Unlock()
 	if off < 0 || off >= size {
 		return 0, ErrNoData

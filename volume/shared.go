@@ -144,6 +144,9 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 			f.orphan = true // nothing can be named any more
 			f.mu.Unlock()
 		}
+		if n.Folded {
+			f.stale.Store(true) // what it builds on will be gone from the store
+		}
 		if !n.Content {
 			continue
 		}

@@ -41,6 +41,7 @@ func randomPause(try int) time.Duration {
 type sharing struct {
 	stale   atomic.Bool   // the namespace may have other content
 	version atomic.Uint64 // of committed, 0: not known
+	folding atomic.Bool   // its patches will be folded soon
 	doubt   atomic.Pointer[doubt]
 	losses  atomic.Uint64 // how often what was written was given up
 
@@ -95,14 +96,14 @@ func (f *file) refresh(ctx context.Context) error {
 	if condemned {
 		return f.giveUp(ctx)
 	}
-	n, err := f.v.o.State.Inode(f.ino)
+	n, patches, err := f.v.o.State.Patches(f.ino)
 	switch {
 	case errors.Is(err, namespace.ErrNotFound):
 		return nil // reaped; what is here may be read to the end
-	case err == nil && n.Version == f.committed.Version:
+	case err == nil && n.Version == f.committed.Version && n.Patches.Below == f.base.below:
 		f.attrsNamed(n)
 	case err == nil:
-		err = f.rebase(ctx, n)
+		err = f.rebase(ctx, n, patches)
 	}
 	if err != nil {
 		f.stale.Store(true)
@@ -115,6 +116,7 @@ func (f *file) refresh(ctx context.Context) error {
 func (f *file) attrsNamed(n namespace.Inode) {
 	if f.v.Shared() {
 		n.Version, n.Content, n.Size = f.committed.Version, f.committed.Content, f.committed.Size
+		n.Patches = f.committed.Patches
 	}
 	f.buildOn(n)
 }
@@ -124,9 +126,9 @@ func (f *file) buildOn(n namespace.Inode) {
 	f.version.Store(n.Version)
 }
 
-// rebase puts what was written here over the content of n. Called with move held and
-// nothing frozen.
-func (f *file) rebase(ctx context.Context, n namespace.Inode) error {
+// rebase puts what was written here over the content of n and its patches. Called
+// with move held and nothing frozen.
+func (f *file) rebase(ctx context.Context, n namespace.Inode, patches []namespace.Range) error {
 	own, err := f.streamed(ctx)
 	if err != nil {
 		return fmt.Errorf("rebase inode %d: %w", f.ino, err)
@@ -141,7 +143,7 @@ func (f *file) rebase(ctx context.Context, n namespace.Inode) error {
 	f.resolve()
 	moved := f.tail >= 0 && f.moveTail(n.Size)
 	f.v.mem.Add(f.dirty.mem - before)
-	f.stand(n)
+	f.stand(n, patches)
 	f.mu.Unlock()
 	if moved {
 		f.v.tell([]Event{{Ino: f.ino, Content: true}})
@@ -149,9 +151,9 @@ func (f *file) rebase(ctx context.Context, n namespace.Inode) error {
 	return nil
 }
 
-// stand makes n what the file builds on. Called with move and mu held.
-func (f *file) stand(n namespace.Inode) {
-	f.base = f.v.baseOf(n.Content)
+// stand makes n and its patches what the file builds on. Called with move and mu held.
+func (f *file) stand(n namespace.Inode, patches []namespace.Range) {
+	f.base = f.v.patchedBase(n, patches)
 	f.folded = max(f.folded, journal.Seq(n.Content.Folded))
 	f.buildOn(n)
 	end, _ := f.dirty.end()
@@ -273,7 +275,7 @@ func (f *file) fits(off, end int64) bool {
 // which others may have had meanwhile.
 func (f *file) commitShared(ctx context.Context) error { return f.retry(ctx, f.commitOnce) }
 
-// retry calls commit until it builds on what the namespace has. Called with move held,
+// retry calls commit, which is commitOnce or patchOnce, until it builds on what the namespace has. Called with move held,
 // which others may have had meanwhile.
 func (f *file) retry(ctx context.Context, commit func(context.Context) error) error {
 	if f.stale.Load() {
@@ -287,10 +289,11 @@ func (f *file) retry(ctx context.Context, commit func(context.Context) error) er
 	return f.inTurn(ctx, func() error { return commit(ctx) })
 }
 
-// nameShared proposes new content. Called with move held.
-func (f *file) nameShared(ctx context.Context, op *namespace.SetContent) error {
+// nameShared proposes a change of the content, after which the file has the given size
+// and content. Called with move held.
+func (f *file) nameShared(ctx context.Context, op namespace.Op, size int64, c namespace.Content) error {
 	f.mu.Lock()
-	d := &doubt{tail: f.frozenTail, end: op.Size, touched: f.frozenTouched, later: f.frozenLater}
+	d := &doubt{tail: f.frozenTail, end: size, touched: f.frozenTouched, later: f.frozenLater}
 	f.mu.Unlock()
 	first := f.doubt.CompareAndSwap(nil, d) // before it can land
 	res, err := f.nameWith(ctx, op)
@@ -303,7 +306,7 @@ func (f *file) nameShared(ctx context.Context, op *namespace.SetContent) error {
 	f.doubt.Store(nil)
 	n := res.Inodes[len(res.Inodes)-1]
 	if n.Version != res.Index { // the inode as it is by now
-		n.Version, n.Content, n.Size = res.Index, op.Content, op.Size
+		n.Version, n.Content, n.Size = res.Index, c, size
 		f.stale.Store(true)
 	}
 	f.v.seen.advance(f.ino, f.committed.Version, n.Version)
@@ -327,7 +330,7 @@ func (f *file) doubted(d *doubt, res namespace.Result) {
 
 // secureShared is secure: what others are to see after a loss of power must be named.
 func (f *file) secureShared(ctx context.Context) error {
-	if err := f.commit(ctx); err != nil {
+	if err := f.retry(ctx, f.patchOnce); err != nil {
 		return err
 	}
 	return f.nameLater(ctx)
@@ -362,7 +365,13 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) err
 	if err != nil {
 		return err
 	}
-	n := res.Inodes[0]
+	n, patches := res.Inodes[0], []namespace.Range(nil)
+	if n.Patches.First != 0 {
+		if n, patches, err = f.v.o.State.Patches(f.ino); err != nil {
+			f.stale.Store(true)
+			return err
+		}
+	}
 	if n.Version > res.Index {
 		f.stale.Store(true)
 	} else if !f.stale.Load() {
@@ -376,7 +385,7 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) err
 	if f.tail >= size {
 		f.tail = -1
 	}
-	f.stand(n)
+	f.stand(n, patches)
 	f.mtime, f.ctime = n.Mtime, n.Ctime
 	if f.dirty.empty() && f.later.mask == 0 {
 		f.changed, f.under = false, 0

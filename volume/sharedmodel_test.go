@@ -119,6 +119,14 @@ func TestNodesShareFilesAsTheModelSays(t *testing.T) {
 			}
 			m.create("a")
 			m.create("b")
+			for _, h := range slices.Clone(m.handles) {
+				m.log("node %d makes %d large", h.node, h.Ino())
+				p := pattern(50_000, byte(h.Ino()))
+				h.file.write(h.node, 0, p)
+				m.hub.nodes[h.node].put(h.Handle, p, 0)
+				h.file.name(h.node)
+				m.must(h.Flush(t.Context()))
+			}
 			for range *stepsFlag {
 				m.do()
 				for _, n := range m.hub.nodes {
@@ -139,6 +147,8 @@ func TestNodesShareFilesAsTheModelSays(t *testing.T) {
 			for _, n := range m.hub.nodes {
 				n.expectNothingHeld()
 			}
+			patches, folds := m.hub.patches()
+			t.Logf("%d patches, %d folds", patches, folds)
 		})
 	}
 }
@@ -170,6 +180,8 @@ func (m *sharedModel) do() {
 	switch k := m.rnd.IntN(100); {
 	case k < 12:
 		m.open()
+	case k < 20:
+		m.patch(h)
 	case k < 45:
 		m.write(h)
 	case k < 60:
@@ -185,7 +197,9 @@ func (m *sharedModel) do() {
 		m.zero(h)
 	case k < 85:
 		m.rename()
-	case k < 87:
+	case k < 89:
+		m.fold(h.file)
+	case k < 91:
 		m.log("node %d does its background work", h.node)
 		m.must(m.hub.nodes[h.node].foldOld(m.t.Context()))
 		m.must(m.hub.nodes[h.node].Volume.Sync(m.t.Context()))
@@ -330,6 +344,9 @@ func (m *sharedModel) sync(h *sharedHandle) {
 // unanswered names what was written without learning of it at first.
 func (m *sharedModel) unanswered(h *sharedHandle) {
 	n := m.hub.nodes[h.node]
+	if n.othersFirst(h.Ino()) {
+		return // it would have no answer to that it queues, and name nothing
+	}
 	m.log("node %d syncs %d without an answer", h.node, h.Ino())
 	n.setDeaf(true)
 	err := h.Fsync(m.t.Context(), false)
@@ -371,6 +388,36 @@ func (m *sharedModel) zero(h *sharedHandle) {
 	m.log("node %d zeroes %d bytes of %d at %d", h.node, n, h.Ino(), off)
 	h.file.write(h.node, off, make([]byte, n))
 	m.must(h.Zero(m.t.Context(), int64(off), int64(n), false))
+}
+
+// patch syncs a few small writes, as a database does.
+func (m *sharedModel) patch(h *sharedHandle) {
+	for range 1 + m.rnd.IntN(9) {
+		size := len(h.file.view(h.node))
+		off, p := m.rnd.IntN(size+100), pattern(1+m.rnd.IntN(300), byte(m.rnd.Uint32()))
+		m.log("node %d writes %d bytes at %d to %d and syncs", h.node, len(p), off, h.Ino())
+		if h.flags&syscall.O_APPEND != 0 {
+			n := &h.file.nodes[h.node]
+			n.tail = append(n.tail, p...)
+		} else {
+			h.file.write(h.node, off, p)
+		}
+		_, err := h.Write(m.t.Context(), p, int64(off))
+		m.must(err)
+		m.must(h.Fsync(m.t.Context(), true))
+		h.file.name(h.node)
+	}
+}
+
+// fold folds the patches of a file on any node, which nobody notices.
+func (m *sharedModel) fold(file *sharedFile) {
+	i, n := m.node()
+	m.log("node %d folds the patches of %d", i, file.ino)
+	f, err := n.acquire(file.ino)
+	m.must(err)
+	defer n.release(f)
+	m.must(f.foldPatches(m.t.Context()))
+	m.compare(i, file)
 }
 
 func (m *sharedModel) rename() {

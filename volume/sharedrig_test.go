@@ -33,6 +33,7 @@ type hub struct {
 	blocks counted
 	nodes  []*member
 	gc     round
+	ahead  atomic.Int64 // of the clock of all nodes
 
 	mu   sync.Mutex
 	more *sync.Cond
@@ -40,10 +41,15 @@ type hub struct {
 	over bool
 }
 
-// counted counts what is read from it.
+// counted counts what is read from it and written to it.
 type counted struct {
 	mem.Store
-	gets atomic.Int64
+	gets, puts atomic.Int64
+}
+
+func (s *counted) Put(ctx context.Context, blocks ...cas.Block) error {
+	s.puts.Add(int64(len(blocks)))
+	return s.Store.Put(ctx, blocks...)
 }
 
 func (s *counted) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
@@ -113,7 +119,8 @@ func (h *hub) newMember(i int) *member {
 	m.Volume = New(Options{
 		Store: &h.blocks, Format: testFormat(t), State: m.state, Log: m, Journal: m.journal,
 		Usage:        func() (Usage, error) { return Usage{Total: 1 << 40, Free: 1 << 39, Avail: 1 << 39}, nil },
-		SyncInterval: time.Hour, shareMin: 8 << 10, Logger: quiet,
+		Now:          func() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) },
+		SyncInterval: time.Hour, shareMin: 8 << 10, patchFold: 6, Logger: quiet,
 		Recover: func(name string) (io.WriteCloser, error) {
 			b := &recovered{}
 			m.recovery.Store(name, b)
@@ -155,6 +162,23 @@ func (h *hub) close() {
 			h.t.Error(err)
 		}
 	}
+}
+
+// patches counts the patches and folds in the log.
+func (h *hub) patches() (patches, folds int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.log {
+		for _, op := range c.Ops {
+			switch op.(type) {
+			case *namespace.PatchContent:
+				patches++
+			case *namespace.FoldContent:
+				folds++
+			}
+		}
+	}
+	return patches, folds
 }
 
 // append puts a command into the log.

@@ -90,9 +90,9 @@ func (f *file) giveUp(ctx context.Context) error {
 			f.v.o.Logger.Error("what was written could not be saved", "inode", f.ino, "err", err)
 		}
 	}
-	n, err := f.v.o.State.Inode(f.ino)
+	n, patches, err := f.v.o.State.Patches(f.ino)
 	if errors.Is(err, namespace.ErrNotFound) {
-		n, err = f.committed, nil
+		n, patches, err = f.committed, f.base.patches.ranges(), nil
 	}
 	if err != nil {
 		f.stale.Store(true)
@@ -104,7 +104,7 @@ func (f *file) giveUp(ctx context.Context) error {
 	f.changed, f.condemned, f.under, f.tail, f.first, f.err = false, false, 0, -1, 0, nil
 	f.later = later{n: f.later.n + 1}
 	f.doubt.Store(nil)
-	f.stand(n)
+	f.stand(n, patches)
 	f.mu.Unlock()
 	f.v.seen.forget(f.ino)
 	f.v.tell([]Event{{Ino: f.ino, Content: true}})

@@ -73,7 +73,7 @@ func (v *Volume) tend(ctx context.Context) {
 		case <-tick.C:
 		}
 		work := context.WithoutCancel(ctx)
-		for _, err := range []error{v.foldOld(work), v.nameAccesses(work), v.Sync(work), v.reapIdle(work), v.lowerLocks(work)} {
+		for _, err := range []error{v.foldOld(work), v.foldOldPatches(), v.nameAccesses(work), v.Sync(work), v.reapIdle(work), v.lowerLocks(work)} {
 			if err != nil {
 				v.o.Logger.Warn("background work failed, it is tried again", "err", err)
 			}

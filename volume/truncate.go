@@ -74,6 +74,11 @@ func (f *file) cut(size int64) {
 	if f.base.inline != nil {
 		f.base.inline = slices.Clip(f.base.inline[:f.base.length])
 	}
+	if f.base.patches != nil {
+		kept := f.base.patches.snapshot()
+		kept.clear(size, maxSize)
+		f.base.patches = &kept
+	}
 	f.size = size
 	if f.dirty.empty() && f.base.stream == nil && f.first == 0 && f.later.mask == 0 {
 		// With records a commit is needed to tell a restart to pass them over,

@@ -83,9 +83,12 @@ type Options struct {
 	// inode's number and last name, without slashes. Default: it is dropped.
 	Recover func(name string) (io.WriteCloser, error)
 
-	shareMin int64                       // less in tests
-	pause    func(try int) time.Duration // before a conflict is tried again; for tests
-	turnTime time.Duration               // less in tests
+	// For tests.
+	shareMin  int64                       // less
+	patchMax  int64                       // less; negative: no patches
+	patchFold int                         // less
+	pause     func(try int) time.Duration // before a conflict is tried again
+	turnTime  time.Duration               // less
 }
 
 // Volume is one mounted tree of files. Its methods may be called at the same
@@ -104,9 +107,10 @@ type Volume struct {
 	locks    *lockTable
 
 	cluster  atomic.Pointer[Cluster] // nil: not shared
-	watching sync.Mutex              // held while watchers are told
-	watchers []*watcher              // replaced, never changed
-	making   atomic.Int64            // files being created
+	patching patching
+	watching sync.Mutex   // held while watchers are told
+	watchers []*watcher   // replaced, never changed
+	making   atomic.Int64 // files being created
 	seen     seen
 	node     nodeTable
 	waits    lockWaits
@@ -138,6 +142,12 @@ func New(o Options) *Volume {
 	if o.shareMin == 0 {
 		o.shareMin = defaultShareMin
 	}
+	if o.patchMax == 0 {
+		o.patchMax = defaultPatchMax
+	}
+	if o.patchFold == 0 {
+		o.patchFold = defaultPatchFold
+	}
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 32 << 20
 	}
@@ -158,6 +168,7 @@ func New(o Options) *Volume {
 		replayed: make(map[namespace.Ino][]replayed),
 		drains:   make(chan *file, 64),
 		locks:    newLockTable(),
+		patching: patching{folds: make(chan *file, 64)},
 		quit:     make(chan struct{}),
 	}
 }
@@ -175,6 +186,7 @@ func (v *Volume) Start(ctx context.Context) error {
 	for range drainWorkers {
 		v.done.Go(func() { v.drainLoop(ctx) })
 	}
+	v.done.Go(func() { v.foldLoop(ctx) })
 	v.done.Go(func() { v.tend(ctx) })
 	return nil
 }
@@ -270,6 +282,20 @@ func (v *Volume) reader(root manifest.Root) *manifest.Reader {
 
 // acquire returns the file of ino and keeps it until release.
 func (v *Volume) acquire(ino namespace.Ino) (*file, error) {
+	f, err := v.take(ino)
+	if err != nil || v.Shared() {
+		return f, err
+	}
+	// A store that was a cluster's may have patches.
+	if err := f.fresh(context.Background()); err != nil {
+		v.release(f)
+		return nil, err
+	}
+	return f, nil
+}
+
+// take is acquire of what may be stale.
+func (v *Volume) take(ino namespace.Ino) (*file, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {

@@ -8,13 +8,14 @@
 // blocks in it that were read since they were written are written again, to the
 // newest. So blocks leave about in the order in which they were last used, and the
 // disk sees large writes in sequence only. All numbers are little endian. A file
-// begins with 16 bytes:
+// begins with a page of 4096 bytes:
 //
 //	0  8  "cairnche"
-//	8  4  version, 1
-//	12 4  zero
+//	8  4  version, 2
+//	12    zero
 //
-// and goes on with records, each a header of 48 bytes and the block as it is:
+// and goes on with records, one after the other or, with zeros between, from the next
+// page on. Each is a header of 48 bytes and the block as it is:
 //
 //	0  4  "CrnC"
 //	4  1  codec of the CID
@@ -23,14 +24,32 @@
 //	12 32 BLAKE3 hash of the block
 //	44 4  CRC32C of bytes 0 to 43
 //
+// Blocks that came together are kept as they came, in a parcel, which begins on a page
+// with an index:
+//
+//	0  4  "CrnP"
+//	4  4  number of blocks, at most 1024
+//	8  4  length of the bytes behind the index, which are whole pages
+//	12 4  CRC32C of bytes 0 to 11 and of the entries
+//	16    entries, and zeros up to the next page
+//
+// An entry is 41 bytes: codec (1), where the block begins in those bytes (4), its length
+// (4), its hash (32).
+//
 // Where blocks lie is known in memory only, about 100 bytes for each, and read from
 // the headers at the start. Put copies to memory; a goroutine writes. Nothing is
 // ever synced.
+//
+// What is written are whole pages, so that on Linux they go to the disk from where they
+// are (O_DIRECT). A copy in the kernel's memory would cost as much as half of receiving
+// the block, and push out what is read again: the kernel has the same bytes as pages of
+// the file that they were read for.
 package cache
 
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,8 +65,9 @@ import (
 	"github.com/cairnfs/cairn/index/stamp"
 )
 
-// FormatVersion is the version of the cache's files. Open refuses any other.
-const FormatVersion = 1
+// FormatVersion is the version of the cache's files. Open refuses a newer one, and empties
+// a cache of an older one.
+const FormatVersion = 2
 
 // DefaultMaxBytes is the limit of a cache unless another is given.
 const DefaultMaxBytes = 10 << 30
@@ -59,10 +79,11 @@ const (
 	maxFileSize = 256 << 20
 )
 
-// What waits to be written is bounded: pieces of up to a MiB, or one block.
+// What waits to be written is bounded: pieces of up to a MiB, or one block, or a parcel.
 const (
+	minMemory = 64 << 10
 	maxPiece  = 1 << 20
-	maxPieces = 6
+	maxPieces = 12
 )
 
 // writeAfter is how long a block waits for others to be written with.
@@ -95,24 +116,26 @@ type Stats struct {
 // place says where a block lies.
 type place struct {
 	file   uint32
-	offset uint32 // of the record
-	size   uint32 // of the block
+	offset uint32 // of its bytes
+	size   uint32
 	codec  byte
 	used   bool // read since it was written
 }
 
 // piece is what is written at once.
 type piece struct {
+	index   []byte // of a parcel, else empty
 	bytes   []byte
 	records []record
+	done    func() // of a parcel: nobody refers to bytes any more
 }
 
 // record is a block in a piece.
 type record struct {
 	hash   [cas.HashSize]byte
 	codec  byte
-	offset int // of the header in the piece
-	size   int // of the block
+	offset int // in bytes
+	size   int
 }
 
 // Cache is the open cache. Its methods may be called from any number of goroutines.
@@ -126,7 +149,8 @@ type Cache struct {
 	places   map[[cas.HashSize]byte]place
 	pending  map[[cas.HashSize]byte][]byte // blocks not written yet; their bytes lie in pieces
 	filling  *piece
-	writing  int // pieces handed to the writer and not written
+	writing  int      // pieces handed to the writer and not written
+	spare    []*piece // that were written, to be used again
 	files    map[uint32]*file
 	bytes    int64 // of files
 	stats    Stats
@@ -135,6 +159,7 @@ type Cache struct {
 
 	// The rest belongs to the writer.
 	active *file
+	direct vfs.File // active, for writes around the kernel's memory; nil if there are none
 	next   uint32
 
 	pieces  chan *piece
@@ -162,7 +187,13 @@ func Open(o Options) (*Cache, error) {
 	if o.Random == nil {
 		o.Random = rand.Reader
 	}
-	if _, err := stamp.Open(o.FS, o.Dir, "cache", FormatVersion, o.Random); err != nil {
+	_, err := stamp.Open(o.FS, o.Dir, "cache", FormatVersion, o.Random)
+	if other := new(stamp.VersionError); errors.As(err, &other) && other.Found < FormatVersion {
+		if err = o.FS.RemoveAll(o.Dir); err == nil {
+			_, err = stamp.Open(o.FS, o.Dir, "cache", FormatVersion, o.Random)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open block cache: %w", err)
 	}
 	c := &Cache{
@@ -242,8 +273,9 @@ func (c *Cache) get(cid cas.CID, buf []byte) (cas.Block, bool) {
 	hash := cid.Hash()
 	c.mu.Lock()
 	if data, ok := c.pending[hash]; ok && cid.Defined() {
-		c.mu.Unlock() // pieces do not change once they are written to
-		b, err := cas.Verify(cid, append(buf[:0], data...))
+		buf = append(buf[:0], data...)
+		c.mu.Unlock()
+		b, err := cas.Verify(cid, buf)
 		return b, err == nil
 	}
 	at, ok := c.places[hash]
@@ -269,7 +301,7 @@ func (c *Cache) get(cid cas.CID, buf []byte) (cas.Block, bool) {
 		buf = make([]byte, at.size)
 	}
 	buf = buf[:at.size]
-	err := f.read(buf, int64(at.offset)+headerSize)
+	err := f.read(buf, int64(at.offset))
 	if err == nil {
 		var b cas.Block
 		if b, err = cas.Verify(cid, buf); err == nil {
@@ -318,11 +350,11 @@ func (c *Cache) Put(ctx context.Context, blocks ...cas.Block) error {
 	defer c.mu.Unlock()
 	for _, b := range blocks {
 		hash := b.CID().Hash()
-		size := int64(headerSize + len(b.Data()))
-		if !b.CID().Defined() || fileHeaderSize+size > c.fileSize || c.holds(hash) {
+		size := headerSize + len(b.Data())
+		if !b.CID().Defined() || fileHeaderSize+int64(pages(size)) > c.fileSize || c.holds(hash) {
 			continue
 		}
-		if !c.makeRoom(int(size)) {
+		if !c.makeRoom(size) {
 			return nil
 		}
 		c.pending[hash] = c.filling.add(hash, byte(b.CID().Codec()), b.Data())
@@ -340,8 +372,7 @@ func (c *Cache) makeRoom(size int) bool {
 		c.hand()
 		switch {
 		case c.writing < maxPieces:
-			room := max(size, int(min(maxPiece, c.fileSize/4)))
-			c.filling = &piece{bytes: make([]byte, 0, room)}
+			c.filling = c.piece(max(size, int(min(maxPiece, c.fileSize-fileHeaderSize))))
 		case c.o.wait:
 			c.idle.Wait()
 		default:
@@ -351,11 +382,23 @@ func (c *Cache) makeRoom(size int) bool {
 	return false
 }
 
+// piece returns an empty piece with so much room; mu is held.
+func (c *Cache) piece(room int) *piece {
+	if last := len(c.spare) - 1; last >= 0 && cap(c.spare[last].bytes) >= room {
+		p := c.spare[last]
+		c.spare = c.spare[:last]
+		return p
+	}
+	room = pages(room)
+	// So much memory begins with a page, as O_DIRECT needs it.
+	return &piece{bytes: make([]byte, 0, max(room, minMemory))[:0:room]}
+}
+
 // add appends a block to the piece, which has room for it, and returns its copy.
 func (p *piece) add(hash [cas.HashSize]byte, codec byte, data []byte) []byte {
-	p.records = append(p.records, record{hash, codec, len(p.bytes), len(data)})
 	p.bytes = appendHeader(p.bytes, hash, codec, len(data))
 	at := len(p.bytes)
+	p.records = append(p.records, record{hash, codec, at, len(data)})
 	p.bytes = append(p.bytes, data...)
 	return p.bytes[at:len(p.bytes):len(p.bytes)]
 }
@@ -408,7 +451,7 @@ func (c *Cache) Close() error {
 	c.mu.Unlock()
 	close(c.stop)
 	c.stopped.Wait()
-	var first error
+	first := c.endDirect()
 	for _, f := range c.files {
 		if err := f.File.Close(); err != nil && first == nil {
 			first = err

@@ -3,12 +3,16 @@ package cache
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -166,13 +170,15 @@ func TestABitFlippedAnywhereIsNeverReturned(t *testing.T) {
 	for i := range uint64(5) {
 		blocks = append(blocks, castest.Block(t, i, 200))
 	}
-	size := int64(1 << 20)
-	for offset := int64(0); offset < size; offset++ {
+	const end = fileHeaderSize + 5*(headerSize+200)
+	for offset := int64(0); offset < fileHeaderSize+pageSize; offset++ {
+		if offset == 20 {
+			offset = fileHeaderSize - 20 // there is nothing in between
+		}
 		fs := vfs.NewMem()
 		c := open(t, fs, 8<<20)
 		put(t, c, blocks...)
 		closeCache(t, c)
-		size = diskSize(t, fs)
 		flip(t, fs, fs.PathJoin("cache", fileName(1)), offset)
 		c = open(t, fs, 8<<20)
 		held := 0
@@ -186,7 +192,8 @@ func TestABitFlippedAnywhereIsNeverReturned(t *testing.T) {
 				t.Fatal("a block that was lost cannot be put again")
 			}
 		}
-		if inPayload := (offset-fileHeaderSize)%(headerSize+200) >= headerSize; inPayload && offset >= fileHeaderSize && held != len(blocks)-1 {
+		inPayload := (offset-fileHeaderSize)%(headerSize+200) >= headerSize
+		if inPayload && offset >= fileHeaderSize && offset < end && held != len(blocks)-1 {
 			t.Errorf("a bit of a block at %d leaves %d blocks of %d", offset, held, len(blocks))
 		}
 		closeCache(t, c)
@@ -217,7 +224,7 @@ func TestAFileCutShortAnywhereLosesItsEndOnly(t *testing.T) {
 	for i := range uint64(10) {
 		blocks = append(blocks, castest.Block(t, i, 100))
 	}
-	for cut := int64(0); cut < 10*148+16; cut += 37 {
+	for cut := int64(0); cut < 10*148+fileHeaderSize; cut += 37 {
 		fs := vfs.NewMem()
 		c := open(t, fs, 8<<20)
 		put(t, c, blocks...)
@@ -225,7 +232,7 @@ func TestAFileCutShortAnywhereLosesItsEndOnly(t *testing.T) {
 		truncate(t, fs, fs.PathJoin("cache", fileName(1)), cut)
 		c = open(t, fs, 8<<20)
 		for i, b := range blocks {
-			if held := holds(t, c, b); held != (16+int64(i+1)*148 <= cut) {
+			if held := holds(t, c, b); held != (fileHeaderSize+int64(i+1)*148 <= cut) {
 				t.Errorf("cut at %d: block %d is held: %v", cut, i, held)
 			}
 		}
@@ -405,6 +412,208 @@ func TestADirectoryOfAnotherKindOrANewerVersionIsLeftAlone(t *testing.T) {
 	}
 }
 
+func TestACacheOfTheVersionBeforeIsEmptied(t *testing.T) {
+	fs := vfs.NewMem()
+	if _, err := stamp.Open(fs, "cache", "cache", FormatVersion-1, bytes.NewReader(make([]byte, 64))); err != nil {
+		t.Fatal(err)
+	}
+	w, err := fs.Create(fs.PathJoin("cache", fileName(7)), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(append([]byte(fileMagic), 1, 0, 0, 0, 0, 0, 0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b := castest.Block(t, 1, 1000)
+	for range 2 {
+		c := open(t, fs, 1<<20)
+		put(t, c, b)
+		if !holds(t, c, b) {
+			t.Error("a block is not held after it was put")
+		}
+		closeCache(t, c)
+	}
+	if names, err := fs.List("cache"); err != nil || slices.Contains(names, fileName(7)) {
+		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// The files of a real disk are written around the kernel's memory, in pieces of all
+// lengths, and read as any others.
+func TestBlocksOfAllSizesAreReadBackFromADisk(t *testing.T) {
+	o := Options{Dir: filepath.Join(t.TempDir(), "cache"), MaxBytes: 64 << 20, Logger: quiet(), wait: true}
+	rng := rand.New(rand.NewPCG(1, 2))
+	var blocks []cas.Block
+	for round := range 3 {
+		c, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 60 {
+			b := castest.Block(t, uint64(round<<32|i), rng.IntN(1+rng.IntN(200_000)))
+			blocks = append(blocks, b)
+			put(t, c, b)
+			if rng.IntN(10) == 0 {
+				c.Flush()
+			}
+		}
+		c.Flush()
+		for i, b := range blocks {
+			if !holds(t, c, b) {
+				t.Errorf("round %d: block %d is gone", round, i)
+			}
+		}
+		closeCache(t, c)
+	}
+}
+
+// adopt gives the cache blocks in memory as they might come from a peer, and returns how
+// often done was called so far.
+func adopt(c *Cache, blocks ...cas.Block) (memory []byte, dones *atomic.Int32) {
+	var at []int
+	own := make([]cas.Block, len(blocks))
+	for _, b := range blocks {
+		memory = append(memory, "what the peer says of the block"...)
+		at = append(at, len(memory))
+		memory = append(memory, b.Data()...)
+	}
+	for i, b := range blocks {
+		own[i] = b.Copy(memory[at[i]:][:0:len(b.Data())])
+	}
+	dones = new(atomic.Int32)
+	c.Adopt(memory, own, at, func() {
+		dones.Add(1)
+		clear(memory) // it is somebody else's now
+	})
+	return memory, dones
+}
+
+func TestAdoptedBlocksAreReadBackAndTheirMemoryIsGivenBackOnce(t *testing.T) {
+	for _, o := range []Options{
+		{FS: vfs.NewMem(), Dir: "cache", MaxBytes: 64 << 20, Logger: quiet(), wait: true},
+		{Dir: filepath.Join(t.TempDir(), "cache"), MaxBytes: 64 << 20, Logger: quiet(), wait: true},
+	} {
+		var blocks []cas.Block
+		var dones []*atomic.Int32
+		for round := range uint64(3) {
+			c, err := Open(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range uint64(20) {
+				var came []cas.Block
+				for k := range i % 13 {
+					came = append(came, castest.Block(t, round<<32|i<<16|k, 1+int(i*k*997)))
+				}
+				blocks = append(blocks, came...)
+				_, n := adopt(c, came...)
+				dones = append(dones, n)
+				if i%5 == 2 { // others in between
+					b := castest.Block(t, round<<32|i<<16|1000, 5000)
+					blocks = append(blocks, b)
+					put(t, c, b)
+				}
+				for _, b := range came { // while they wait
+					if !holds(t, c, b) {
+						t.Fatal("a block is gone that was just adopted")
+					}
+				}
+			}
+			c.Flush()
+			for _, b := range blocks {
+				if !holds(t, c, b) {
+					t.Fatal("a block is gone")
+				}
+			}
+			closeCache(t, c)
+		}
+		for i, n := range dones {
+			if n.Load() != 1 {
+				t.Errorf("the memory of parcel %d was given back %d times", i, n.Load())
+			}
+		}
+	}
+}
+
+func TestAParcelThatIsHeldOrTooLargeIsNotKept(t *testing.T) {
+	c := open(t, vfs.NewMem(), 1<<20)
+	defer closeCache(t, c)
+	held, large := castest.Block(t, 1, 1000), castest.Block(t, 2, 100_000)
+	put(t, c, held)
+	for _, b := range []cas.Block{held, large} {
+		if _, n := adopt(c, b); n.Load() != 1 {
+			t.Errorf("a parcel with %d bytes waits", len(b.Data()))
+		}
+	}
+	if !holds(t, c, held) || holds(t, c, large) {
+		t.Error("wrong blocks are held")
+	}
+}
+
+// Whatever bit is wrong in a parcel, its index included, no block is wrong.
+func TestABitFlippedInAParcelIsNeverReturned(t *testing.T) {
+	blocks := []cas.Block{castest.Block(t, 1, 50), castest.Block(t, 2, 60), castest.Block(t, 3, 70)}
+	after := castest.Block(t, 4, 80)
+	const index, data = fileHeaderSize, fileHeaderSize + pageSize
+	for offset := int64(index); offset < data+400; offset++ {
+		if offset == index+parcelHead+3*parcelEntry {
+			offset = data
+		}
+		fs := vfs.NewMem()
+		c := open(t, fs, 8<<20)
+		adopt(c, blocks...)
+		c.Flush()
+		put(t, c, after)
+		closeCache(t, c)
+		flip(t, fs, fs.PathJoin("cache", fileName(1)), offset)
+		c = open(t, fs, 8<<20)
+		held := 0
+		for _, b := range append(blocks, after) {
+			if holds(t, c, b) { // fails the test if bytes are wrong
+				held++
+			}
+		}
+		if offset < data && held != 0 || offset >= data && held < len(blocks) {
+			t.Errorf("a bit at %d leaves %d blocks", offset, held)
+		}
+		closeCache(t, c)
+	}
+}
+
+func TestTheFormatOfParcelsStays(t *testing.T) {
+	fs := vfs.NewMem()
+	c := open(t, fs, 8<<20)
+	b, err := cas.NewBlock(cas.Raw, []byte("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopt(c, b)
+	closeCache(t, c)
+	f, err := fs.Open(fs.PathJoin("cache", fileName(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 3*pageSize)
+	copy(want, "cairnche\x02")
+	index, err := hex.DecodeString("43726e500100000000100000" + "165e629a" +
+		"551f00000005000000ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(want[pageSize:], index)
+	copy(want[2*pageSize:], "what the peer says of the blockhello")
+	if !bytes.Equal(got, want) {
+		t.Errorf("%x", got[pageSize:][:64])
+	}
+}
+
 func TestTheFormatOfFilesStays(t *testing.T) {
 	fs := vfs.NewMem()
 	c := open(t, fs, 8<<20)
@@ -422,11 +631,16 @@ func TestTheFormatOfFilesStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "636169726e6368650100000000000000" +
-		"43726e435500000005000000ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f38654673" +
-		"68656c6c6f"
-	if s := fmt.Sprintf("%x", got); s != want {
-		t.Errorf("%s", s)
+	want := make([]byte, 2*pageSize)
+	copy(want, "cairnche\x02")
+	record, err := hex.DecodeString("43726e435500000005000000ea8f163db38682925e4491c5e58d4bb3506ef8c14eb78a86e908c5624a67200f38654673" +
+		"68656c6c6f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(want[pageSize:], record)
+	if !bytes.Equal(got, want) {
+		t.Errorf("%x", got)
 	}
 }
 
@@ -457,7 +671,8 @@ func BenchmarkPutAndGet(b *testing.B) {
 // FuzzFile: whatever a file of the cache holds, nothing wrong is returned.
 func FuzzFile(f *testing.F) {
 	b := castest.Block(f, 1, 50)
-	head := append([]byte(fileMagic), 1, 0, 0, 0, 0, 0, 0, 0)
+	head := make([]byte, fileHeaderSize)
+	copy(head, fileMagic+"\x02")
 	hash := b.CID().Hash()
 	f.Add(append(appendHeader(head, hash, byte(cas.Raw), 50), b.Data()...))
 	f.Add(head)

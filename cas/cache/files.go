@@ -18,10 +18,14 @@ import (
 const (
 	suffix         = ".cache"
 	fileMagic      = "cairnche"
-	fileHeaderSize = 16
+	pageSize       = 4 << 10 // the least that O_DIRECT writes, of any disk
+	fileHeaderSize = pageSize
 	recordMagic    = "CrnC"
 	headerSize     = 48
 )
+
+// pages returns how many bytes the pages have that n bytes take.
+func pages(n int) int { return (n + pageSize - 1) / pageSize * pageSize }
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
@@ -105,14 +109,27 @@ func (c *Cache) eachRecord(f *file, fn func(hash [cas.HashSize]byte, at place)) 
 			c.failed("read", err)
 			return false
 		}
+		if string(head[:4]) == parcelMagic {
+			next, ok := c.eachOfParcel(f, offset, fn)
+			if !ok {
+				return false
+			}
+			offset = next
+			continue
+		}
 		hash, codec, size, ok := parseHeader(head[:])
+		if next := int64(pages(int(offset))); head[0] == 0 && next > offset {
+			offset = next
+			continue
+		}
 		if !ok || offset+headerSize+int64(size) > f.size {
 			return false
 		}
+		offset += headerSize
 		fn(hash, place{file: f.number, offset: uint32(offset), size: uint32(size), codec: codec})
-		offset += headerSize + int64(size)
+		offset += int64(size)
 	}
-	return offset == f.size
+	return int64(pages(int(offset))) == f.size
 }
 
 // release lets go of a file that was being read.
@@ -163,12 +180,20 @@ func (c *Cache) write() {
 			c.writePiece(p)
 			c.mu.Lock()
 			c.writing--
+			// No block of it is pending any more, so nobody refers to its bytes.
+			if p.done == nil {
+				c.spare = append(c.spare, &piece{bytes: p.bytes[:0], records: p.records[:0]})
+			}
 			c.idle.Broadcast()
 			c.mu.Unlock()
+			if p.done != nil {
+				p.done()
+			}
 		case <-tick.C:
 			c.mu.Lock()
 			if c.writing == 0 {
 				c.hand()
+				c.spare = nil // an idle cache keeps no memory
 			}
 			c.mu.Unlock()
 		case <-c.stop:
@@ -180,7 +205,8 @@ func (c *Cache) write() {
 // writePiece writes a piece and enters its blocks. If it cannot be written, its
 // blocks are forgotten.
 func (c *Cache) writePiece(p *piece) {
-	offset, err := c.append(p.bytes)
+	rest := pages(len(p.bytes)) - len(p.bytes)
+	offset, err := c.append(p.index, append(p.bytes, make([]byte, rest)...))
 	if err != nil {
 		c.failed("write", err)
 	}
@@ -196,30 +222,75 @@ func (c *Cache) writePiece(p *piece) {
 	}
 }
 
-// append writes bytes to the active file, or to a new one if they do not fit or the
-// last attempt failed, and returns where.
-func (c *Cache) append(b []byte) (offset int64, err error) {
-	if c.active != nil && c.active.size+int64(len(b)) > c.fileSize {
+// append writes an index, if there is one, and bytes to the active file, or to a new one
+// if they do not fit or the last attempt failed, and returns where the bytes are.
+func (c *Cache) append(index, b []byte) (offset int64, err error) {
+	size := int64(len(index) + len(b))
+	if c.active != nil && c.active.size+size > c.fileSize {
 		c.active = nil
 	}
 	if c.active == nil {
-		if err := c.roll(int64(len(b))); err != nil {
+		if err := c.roll(size); err != nil {
 			return 0, err
 		}
 	}
 	offset = c.active.size
-	if _, err := c.active.WriteAt(b, offset); err != nil {
-		if offset == fileHeaderSize {
-			c.drop(c.active)
+	for _, part := range [][]byte{index, b} {
+		if len(part) == 0 {
+			continue
 		}
-		c.active = nil
-		return 0, err
+		if err := c.writeAt(part, offset); err != nil {
+			if c.active.size == fileHeaderSize {
+				c.drop(c.active)
+			}
+			c.active = nil
+			return 0, err
+		}
+		offset += int64(len(part))
 	}
 	c.mu.Lock()
-	c.active.size += int64(len(b))
-	c.bytes += int64(len(b))
+	c.active.size += size
+	c.bytes += size
 	c.mu.Unlock()
-	return offset, nil
+	return offset - int64(len(b)), nil
+}
+
+// writeAt writes whole pages to the active file: directly to the disk, unless its file
+// system does not want that.
+func (c *Cache) writeAt(b []byte, offset int64) error {
+	if c.direct != nil {
+		if _, err := c.direct.WriteAt(b, offset); err == nil {
+			return nil
+		}
+		if err := c.endDirect(); err != nil {
+			return err
+		}
+	}
+	_, err := c.active.WriteAt(b, offset)
+	return err
+}
+
+// beginDirect prepares for writes to the active file that go directly to the disk.
+func (c *Cache) beginDirect() {
+	v, err := c.o.FS.OpenReadWrite(c.path(c.active.number), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return // there is another way
+	}
+	if setDirect(v) != nil {
+		_ = v.Close() // nothing was written to it
+		return
+	}
+	c.direct = v
+}
+
+// endDirect ends such writes.
+func (c *Cache) endDirect() error {
+	if c.direct == nil {
+		return nil
+	}
+	err := c.direct.Close()
+	c.direct = nil
+	return err
 }
 
 // roll makes a new file the active one, with room for need bytes, and removes old
@@ -236,6 +307,9 @@ func (c *Cache) roll(need int64) error {
 		// into memory.
 		again = append(again, c.used(oldest, min(c.fileSize/2, maxAgain)-kept, &kept))
 		c.drop(oldest)
+	}
+	if err := c.endDirect(); err != nil {
+		c.failed("close", err)
 	}
 	c.next++
 	v, err := c.o.FS.OpenReadWrite(c.path(c.next), vfs.WriteCategoryUnspecified)
@@ -256,8 +330,9 @@ func (c *Cache) roll(need int64) error {
 	c.bytes += f.size
 	c.mu.Unlock()
 	c.active = f
+	c.beginDirect()
 	for i := range again {
-		if f.size+int64(len(again[i].bytes))+need > c.fileSize || len(again[i].bytes) == 0 {
+		if f.size+int64(pages(len(again[i].bytes)))+need > c.fileSize || len(again[i].bytes) == 0 {
 			continue
 		}
 		c.writePiece(&again[i])
@@ -301,7 +376,7 @@ func (c *Cache) used(f *file, most int64, total *int64) (p piece) {
 			return
 		}
 		data := make([]byte, at.size)
-		if err := f.read(data, int64(at.offset)+headerSize); err != nil {
+		if err := f.read(data, int64(at.offset)); err != nil {
 			c.failed("read", err)
 			return
 		}

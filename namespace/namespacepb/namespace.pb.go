@@ -50,8 +50,9 @@ type Inode struct {
 	// When mtime was last set other than by a write, if not at mtime itself.
 	MtimeAt int64 `protobuf:"fixed64,18,opt,name=mtime_at,json=mtimeAt,proto3" json:"mtime_at,omitempty"`
 	// Bytes of all attribute names (each with a NUL) and of all values.
-	XattrNames    uint32 `protobuf:"varint,19,opt,name=xattr_names,json=xattrNames,proto3" json:"xattr_names,omitempty"`
-	XattrValues   uint32 `protobuf:"varint,20,opt,name=xattr_values,json=xattrValues,proto3" json:"xattr_values,omitempty"`
+	XattrNames    uint32   `protobuf:"varint,19,opt,name=xattr_names,json=xattrNames,proto3" json:"xattr_names,omitempty"`
+	XattrValues   uint32   `protobuf:"varint,20,opt,name=xattr_values,json=xattrValues,proto3" json:"xattr_values,omitempty"`
+	Patches       *Patches `protobuf:"bytes,21,opt,name=patches,proto3" json:"patches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -226,6 +227,204 @@ func (x *Inode) GetXattrValues() uint32 {
 	return 0
 }
 
+func (x *Inode) GetPatches() *Patches {
+	if x != nil {
+		return x.Patches
+	}
+	return nil
+}
+
+// Patches says which patches lie above an inode's content.
+type Patches struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"` // number of the oldest
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Cost          uint32                 `protobuf:"varint,3,opt,name=cost,proto3" json:"cost,omitempty"`
+	Cut           uint64                 `protobuf:"varint,4,opt,name=cut,proto3" json:"cut,omitempty"` // all of them are cut to this length; 0: they are not
+	Below         uint64                 `protobuf:"varint,5,opt,name=below,proto3" json:"below,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Patches) Reset() {
+	*x = Patches{}
+	mi := &file_namespace_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Patches) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Patches) ProtoMessage() {}
+
+func (x *Patches) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Patches.ProtoReflect.Descriptor instead.
+func (*Patches) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Patches) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Patches) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Patches) GetCost() uint32 {
+	if x != nil {
+		return x.Cost
+	}
+	return 0
+}
+
+func (x *Patches) GetCut() uint64 {
+	if x != nil {
+		return x.Cut
+	}
+	return 0
+}
+
+func (x *Patches) GetBelow() uint64 {
+	if x != nil {
+		return x.Below
+	}
+	return 0
+}
+
+// Patch is the value of a patch's key, and of its history.
+type Patch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cut           uint64                 `protobuf:"varint,1,opt,name=cut,proto3" json:"cut,omitempty"` // older ones are cut to this length; 0: they are not
+	Ranges        []*Range               `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	Time          int64                  `protobuf:"fixed64,3,opt,name=time,proto3" json:"time,omitempty"` // log time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Patch) Reset() {
+	*x = Patch{}
+	mi := &file_namespace_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Patch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Patch) ProtoMessage() {}
+
+func (x *Patch) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Patch.ProtoReflect.Descriptor instead.
+func (*Patch) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Patch) GetCut() uint64 {
+	if x != nil {
+		return x.Cut
+	}
+	return 0
+}
+
+func (x *Patch) GetRanges() []*Range {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *Patch) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+// Range is bytes at an offset.
+type Range struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Off           uint64                 `protobuf:"varint,1,opt,name=off,proto3" json:"off,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Range) Reset() {
+	*x = Range{}
+	mi := &file_namespace_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Range) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Range) ProtoMessage() {}
+
+func (x *Range) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Range.ProtoReflect.Descriptor instead.
+func (*Range) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Range) GetOff() uint64 {
+	if x != nil {
+		return x.Off
+	}
+	return 0
+}
+
+func (x *Range) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // Content says where a file's bytes are.
 type Content struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -241,7 +440,7 @@ type Content struct {
 
 func (x *Content) Reset() {
 	*x = Content{}
-	mi := &file_namespace_proto_msgTypes[1]
+	mi := &file_namespace_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -253,7 +452,7 @@ func (x *Content) String() string {
 func (*Content) ProtoMessage() {}
 
 func (x *Content) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[1]
+	mi := &file_namespace_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -266,7 +465,7 @@ func (x *Content) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Content.ProtoReflect.Descriptor instead.
 func (*Content) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{1}
+	return file_namespace_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Content) GetInline() []byte {
@@ -323,7 +522,7 @@ type Dentry struct {
 
 func (x *Dentry) Reset() {
 	*x = Dentry{}
-	mi := &file_namespace_proto_msgTypes[2]
+	mi := &file_namespace_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +534,7 @@ func (x *Dentry) String() string {
 func (*Dentry) ProtoMessage() {}
 
 func (x *Dentry) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[2]
+	mi := &file_namespace_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +547,7 @@ func (x *Dentry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dentry.ProtoReflect.Descriptor instead.
 func (*Dentry) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{2}
+	return file_namespace_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Dentry) GetIno() uint64 {
@@ -383,7 +582,7 @@ type Xattr struct {
 
 func (x *Xattr) Reset() {
 	*x = Xattr{}
-	mi := &file_namespace_proto_msgTypes[3]
+	mi := &file_namespace_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +594,7 @@ func (x *Xattr) String() string {
 func (*Xattr) ProtoMessage() {}
 
 func (x *Xattr) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[3]
+	mi := &file_namespace_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +607,7 @@ func (x *Xattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Xattr.ProtoReflect.Descriptor instead.
 func (*Xattr) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{3}
+	return file_namespace_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Xattr) GetValue() []byte {
@@ -436,7 +635,7 @@ type Pin struct {
 
 func (x *Pin) Reset() {
 	*x = Pin{}
-	mi := &file_namespace_proto_msgTypes[4]
+	mi := &file_namespace_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +647,7 @@ func (x *Pin) String() string {
 func (*Pin) ProtoMessage() {}
 
 func (x *Pin) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[4]
+	mi := &file_namespace_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +660,7 @@ func (x *Pin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pin.ProtoReflect.Descriptor instead.
 func (*Pin) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{4}
+	return file_namespace_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Pin) GetName() []byte {
@@ -489,7 +688,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_namespace_proto_msgTypes[5]
+	mi := &file_namespace_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +700,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[5]
+	mi := &file_namespace_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +713,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{5}
+	return file_namespace_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Snapshot) GetIndex() uint64 {
@@ -541,7 +740,7 @@ type Format struct {
 
 func (x *Format) Reset() {
 	*x = Format{}
-	mi := &file_namespace_proto_msgTypes[6]
+	mi := &file_namespace_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +752,7 @@ func (x *Format) String() string {
 func (*Format) ProtoMessage() {}
 
 func (x *Format) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[6]
+	mi := &file_namespace_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +765,7 @@ func (x *Format) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Format.ProtoReflect.Descriptor instead.
 func (*Format) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{6}
+	return file_namespace_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Format) GetHashKey() []byte {
@@ -593,13 +792,14 @@ type Meta struct {
 	EntryCommands uint32 `protobuf:"varint,11,opt,name=entry_commands,json=entryCommands,proto3" json:"entry_commands,omitempty"`
 	EntryTerm     uint64 `protobuf:"fixed64,12,opt,name=entry_term,json=entryTerm,proto3" json:"entry_term,omitempty"`
 	TimeClaim     uint64 `protobuf:"varint,13,opt,name=time_claim,json=timeClaim,proto3" json:"time_claim,omitempty"` // session that alone claims a time far ahead of log_time
+	Patches       uint64 `protobuf:"fixed64,14,opt,name=patches,proto3" json:"patches,omitempty"`                     // cost of all patches above current content
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Meta) Reset() {
 	*x = Meta{}
-	mi := &file_namespace_proto_msgTypes[7]
+	mi := &file_namespace_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +811,7 @@ func (x *Meta) String() string {
 func (*Meta) ProtoMessage() {}
 
 func (x *Meta) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[7]
+	mi := &file_namespace_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +824,7 @@ func (x *Meta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Meta.ProtoReflect.Descriptor instead.
 func (*Meta) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{7}
+	return file_namespace_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Meta) GetApplied() uint64 {
@@ -718,6 +918,13 @@ func (x *Meta) GetTimeClaim() uint64 {
 	return 0
 }
 
+func (x *Meta) GetPatches() uint64 {
+	if x != nil {
+		return x.Patches
+	}
+	return 0
+}
+
 type Command struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Time  int64                  `protobuf:"fixed64,1,opt,name=time,proto3" json:"time,omitempty"`
@@ -734,7 +941,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_namespace_proto_msgTypes[8]
+	mi := &file_namespace_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +953,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[8]
+	mi := &file_namespace_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +966,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{8}
+	return file_namespace_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Command) GetTime() int64 {
@@ -839,6 +1046,8 @@ type Op struct {
 	//	*Op_SetVersion
 	//	*Op_TakeTurn
 	//	*Op_AwaitLock
+	//	*Op_PatchContent
+	//	*Op_FoldContent
 	Kind          isOp_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -846,7 +1055,7 @@ type Op struct {
 
 func (x *Op) Reset() {
 	*x = Op{}
-	mi := &file_namespace_proto_msgTypes[9]
+	mi := &file_namespace_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1067,7 @@ func (x *Op) String() string {
 func (*Op) ProtoMessage() {}
 
 func (x *Op) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[9]
+	mi := &file_namespace_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1080,7 @@ func (x *Op) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Op.ProtoReflect.Descriptor instead.
 func (*Op) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{9}
+	return file_namespace_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Op) GetKind() isOp_Kind {
@@ -1160,6 +1369,24 @@ func (x *Op) GetAwaitLock() *AwaitLock {
 	return nil
 }
 
+func (x *Op) GetPatchContent() *PatchContent {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_PatchContent); ok {
+			return x.PatchContent
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetFoldContent() *FoldContent {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_FoldContent); ok {
+			return x.FoldContent
+		}
+	}
+	return nil
+}
+
 type isOp_Kind interface {
 	isOp_Kind()
 }
@@ -1288,6 +1515,14 @@ type Op_AwaitLock struct {
 	AwaitLock *AwaitLock `protobuf:"bytes,33,opt,name=await_lock,json=awaitLock,proto3,oneof"`
 }
 
+type Op_PatchContent struct {
+	PatchContent *PatchContent `protobuf:"bytes,34,opt,name=patch_content,json=patchContent,proto3,oneof"`
+}
+
+type Op_FoldContent struct {
+	FoldContent *FoldContent `protobuf:"bytes,35,opt,name=fold_content,json=foldContent,proto3,oneof"`
+}
+
 func (*Op_Create) isOp_Kind() {}
 
 func (*Op_Link) isOp_Kind() {}
@@ -1350,6 +1585,10 @@ func (*Op_TakeTurn) isOp_Kind() {}
 
 func (*Op_AwaitLock) isOp_Kind() {}
 
+func (*Op_PatchContent) isOp_Kind() {}
+
+func (*Op_FoldContent) isOp_Kind() {}
+
 type Create struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
@@ -1369,7 +1608,7 @@ type Create struct {
 
 func (x *Create) Reset() {
 	*x = Create{}
-	mi := &file_namespace_proto_msgTypes[10]
+	mi := &file_namespace_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1620,7 @@ func (x *Create) String() string {
 func (*Create) ProtoMessage() {}
 
 func (x *Create) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[10]
+	mi := &file_namespace_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1633,7 @@ func (x *Create) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Create.ProtoReflect.Descriptor instead.
 func (*Create) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{10}
+	return file_namespace_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Create) GetParent() uint64 {
@@ -1485,7 +1724,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_namespace_proto_msgTypes[11]
+	mi := &file_namespace_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1736,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[11]
+	mi := &file_namespace_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1749,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{11}
+	return file_namespace_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Link) GetIno() uint64 {
@@ -1544,7 +1783,7 @@ type Unlink struct {
 
 func (x *Unlink) Reset() {
 	*x = Unlink{}
-	mi := &file_namespace_proto_msgTypes[12]
+	mi := &file_namespace_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1795,7 @@ func (x *Unlink) String() string {
 func (*Unlink) ProtoMessage() {}
 
 func (x *Unlink) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[12]
+	mi := &file_namespace_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1808,7 @@ func (x *Unlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unlink.ProtoReflect.Descriptor instead.
 func (*Unlink) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{12}
+	return file_namespace_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Unlink) GetParent() uint64 {
@@ -1600,7 +1839,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_namespace_proto_msgTypes[13]
+	mi := &file_namespace_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1851,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[13]
+	mi := &file_namespace_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1864,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{13}
+	return file_namespace_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Rename) GetParent() uint64 {
@@ -1686,7 +1925,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_namespace_proto_msgTypes[14]
+	mi := &file_namespace_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1937,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[14]
+	mi := &file_namespace_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1950,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{14}
+	return file_namespace_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetAttr) GetIno() uint64 {
@@ -1781,7 +2020,7 @@ type Truncate struct {
 
 func (x *Truncate) Reset() {
 	*x = Truncate{}
-	mi := &file_namespace_proto_msgTypes[15]
+	mi := &file_namespace_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +2032,7 @@ func (x *Truncate) String() string {
 func (*Truncate) ProtoMessage() {}
 
 func (x *Truncate) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[15]
+	mi := &file_namespace_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +2045,7 @@ func (x *Truncate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Truncate.ProtoReflect.Descriptor instead.
 func (*Truncate) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{15}
+	return file_namespace_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Truncate) GetIno() uint64 {
@@ -1844,7 +2083,7 @@ type SetContent struct {
 
 func (x *SetContent) Reset() {
 	*x = SetContent{}
-	mi := &file_namespace_proto_msgTypes[16]
+	mi := &file_namespace_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +2095,7 @@ func (x *SetContent) String() string {
 func (*SetContent) ProtoMessage() {}
 
 func (x *SetContent) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[16]
+	mi := &file_namespace_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +2108,7 @@ func (x *SetContent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetContent.ProtoReflect.Descriptor instead.
 func (*SetContent) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{16}
+	return file_namespace_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetContent) GetIno() uint64 {
@@ -1914,6 +2153,150 @@ func (x *SetContent) GetKillPriv() bool {
 	return false
 }
 
+type PatchContent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Base          uint64                 `protobuf:"varint,2,opt,name=base,proto3" json:"base,omitempty"`
+	Ranges        []*Range               `protobuf:"bytes,3,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	Mtime         int64                  `protobuf:"fixed64,5,opt,name=mtime,proto3" json:"mtime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PatchContent) Reset() {
+	*x = PatchContent{}
+	mi := &file_namespace_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PatchContent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PatchContent) ProtoMessage() {}
+
+func (x *PatchContent) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PatchContent.ProtoReflect.Descriptor instead.
+func (*PatchContent) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PatchContent) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *PatchContent) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *PatchContent) GetRanges() []*Range {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *PatchContent) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PatchContent) GetMtime() int64 {
+	if x != nil {
+		return x.Mtime
+	}
+	return 0
+}
+
+type FoldContent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Below         uint64                 `protobuf:"varint,2,opt,name=below,proto3" json:"below,omitempty"`
+	Upto          uint64                 `protobuf:"varint,3,opt,name=upto,proto3" json:"upto,omitempty"`
+	Content       *Content               `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FoldContent) Reset() {
+	*x = FoldContent{}
+	mi := &file_namespace_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FoldContent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FoldContent) ProtoMessage() {}
+
+func (x *FoldContent) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FoldContent.ProtoReflect.Descriptor instead.
+func (*FoldContent) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *FoldContent) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *FoldContent) GetBelow() uint64 {
+	if x != nil {
+		return x.Below
+	}
+	return 0
+}
+
+func (x *FoldContent) GetUpto() uint64 {
+	if x != nil {
+		return x.Upto
+	}
+	return 0
+}
+
+func (x *FoldContent) GetContent() *Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
 type SetXattr struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -1927,7 +2310,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_namespace_proto_msgTypes[17]
+	mi := &file_namespace_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2322,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[17]
+	mi := &file_namespace_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2335,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{17}
+	return file_namespace_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -2000,7 +2383,7 @@ type RemoveXattr struct {
 
 func (x *RemoveXattr) Reset() {
 	*x = RemoveXattr{}
-	mi := &file_namespace_proto_msgTypes[18]
+	mi := &file_namespace_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2395,7 @@ func (x *RemoveXattr) String() string {
 func (*RemoveXattr) ProtoMessage() {}
 
 func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[18]
+	mi := &file_namespace_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2408,7 @@ func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveXattr.ProtoReflect.Descriptor instead.
 func (*RemoveXattr) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{18}
+	return file_namespace_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveXattr) GetIno() uint64 {
@@ -2051,7 +2434,7 @@ type Reap struct {
 
 func (x *Reap) Reset() {
 	*x = Reap{}
-	mi := &file_namespace_proto_msgTypes[19]
+	mi := &file_namespace_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2446,7 @@ func (x *Reap) String() string {
 func (*Reap) ProtoMessage() {}
 
 func (x *Reap) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[19]
+	mi := &file_namespace_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2459,7 @@ func (x *Reap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reap.ProtoReflect.Descriptor instead.
 func (*Reap) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{19}
+	return file_namespace_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Reap) GetIno() uint64 {
@@ -2096,7 +2479,7 @@ type SetPin struct {
 
 func (x *SetPin) Reset() {
 	*x = SetPin{}
-	mi := &file_namespace_proto_msgTypes[20]
+	mi := &file_namespace_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2491,7 @@ func (x *SetPin) String() string {
 func (*SetPin) ProtoMessage() {}
 
 func (x *SetPin) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[20]
+	mi := &file_namespace_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2504,7 @@ func (x *SetPin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPin.ProtoReflect.Descriptor instead.
 func (*SetPin) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{20}
+	return file_namespace_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetPin) GetCid() []byte {
@@ -2147,7 +2530,7 @@ type Unpin struct {
 
 func (x *Unpin) Reset() {
 	*x = Unpin{}
-	mi := &file_namespace_proto_msgTypes[21]
+	mi := &file_namespace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2542,7 @@ func (x *Unpin) String() string {
 func (*Unpin) ProtoMessage() {}
 
 func (x *Unpin) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[21]
+	mi := &file_namespace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2555,7 @@ func (x *Unpin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unpin.ProtoReflect.Descriptor instead.
 func (*Unpin) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{21}
+	return file_namespace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Unpin) GetCid() []byte {
@@ -2191,7 +2574,7 @@ type TakeSnapshot struct {
 
 func (x *TakeSnapshot) Reset() {
 	*x = TakeSnapshot{}
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2586,7 @@ func (x *TakeSnapshot) String() string {
 func (*TakeSnapshot) ProtoMessage() {}
 
 func (x *TakeSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[22]
+	mi := &file_namespace_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2599,7 @@ func (x *TakeSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeSnapshot.ProtoReflect.Descriptor instead.
 func (*TakeSnapshot) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{22}
+	return file_namespace_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TakeSnapshot) GetName() []byte {
@@ -2236,7 +2619,7 @@ type TrimHistory struct {
 
 func (x *TrimHistory) Reset() {
 	*x = TrimHistory{}
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2631,7 @@ func (x *TrimHistory) String() string {
 func (*TrimHistory) ProtoMessage() {}
 
 func (x *TrimHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[23]
+	mi := &file_namespace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2644,7 @@ func (x *TrimHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimHistory.ProtoReflect.Descriptor instead.
 func (*TrimHistory) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{23}
+	return file_namespace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TrimHistory) GetIndex() uint64 {
@@ -2293,7 +2676,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2305,7 +2688,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[24]
+	mi := &file_namespace_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2318,7 +2701,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{24}
+	return file_namespace_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Cluster) GetId() []byte {
@@ -2381,7 +2764,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2776,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[25]
+	mi := &file_namespace_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2789,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{25}
+	return file_namespace_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Member) GetId() []byte {
@@ -2489,7 +2872,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +2884,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[26]
+	mi := &file_namespace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +2897,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{26}
+	return file_namespace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Invite) GetId() []byte {
@@ -2582,7 +2965,7 @@ type DropInvite struct {
 
 func (x *DropInvite) Reset() {
 	*x = DropInvite{}
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2977,7 @@ func (x *DropInvite) String() string {
 func (*DropInvite) ProtoMessage() {}
 
 func (x *DropInvite) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[27]
+	mi := &file_namespace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2990,7 @@ func (x *DropInvite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropInvite.ProtoReflect.Descriptor instead.
 func (*DropInvite) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{27}
+	return file_namespace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DropInvite) GetId() []byte {
@@ -2627,7 +3010,7 @@ type Redeem struct {
 
 func (x *Redeem) Reset() {
 	*x = Redeem{}
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +3022,7 @@ func (x *Redeem) String() string {
 func (*Redeem) ProtoMessage() {}
 
 func (x *Redeem) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[28]
+	mi := &file_namespace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +3035,7 @@ func (x *Redeem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redeem.ProtoReflect.Descriptor instead.
 func (*Redeem) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{28}
+	return file_namespace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Redeem) GetInvite() []byte {
@@ -2679,7 +3062,7 @@ type SetMember struct {
 
 func (x *SetMember) Reset() {
 	*x = SetMember{}
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +3074,7 @@ func (x *SetMember) String() string {
 func (*SetMember) ProtoMessage() {}
 
 func (x *SetMember) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[29]
+	mi := &file_namespace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +3087,7 @@ func (x *SetMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMember.ProtoReflect.Descriptor instead.
 func (*SetMember) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{29}
+	return file_namespace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetMember) GetMember() *Member {
@@ -2731,7 +3114,7 @@ type RemoveMember struct {
 
 func (x *RemoveMember) Reset() {
 	*x = RemoveMember{}
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +3126,7 @@ func (x *RemoveMember) String() string {
 func (*RemoveMember) ProtoMessage() {}
 
 func (x *RemoveMember) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[30]
+	mi := &file_namespace_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +3139,7 @@ func (x *RemoveMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMember.ProtoReflect.Descriptor instead.
 func (*RemoveMember) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{30}
+	return file_namespace_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveMember) GetId() []byte {
@@ -2782,7 +3165,7 @@ type ForceCluster struct {
 
 func (x *ForceCluster) Reset() {
 	*x = ForceCluster{}
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +3177,7 @@ func (x *ForceCluster) String() string {
 func (*ForceCluster) ProtoMessage() {}
 
 func (x *ForceCluster) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[31]
+	mi := &file_namespace_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +3190,7 @@ func (x *ForceCluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceCluster.ProtoReflect.Descriptor instead.
 func (*ForceCluster) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{31}
+	return file_namespace_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ForceCluster) GetSelf() []byte {
@@ -2828,7 +3211,7 @@ type SetVersion struct {
 
 func (x *SetVersion) Reset() {
 	*x = SetVersion{}
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3223,7 @@ func (x *SetVersion) String() string {
 func (*SetVersion) ProtoMessage() {}
 
 func (x *SetVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[32]
+	mi := &file_namespace_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3236,7 @@ func (x *SetVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVersion.ProtoReflect.Descriptor instead.
 func (*SetVersion) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{32}
+	return file_namespace_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetVersion) GetVersion() uint32 {
@@ -2879,7 +3262,7 @@ type SetCopies struct {
 
 func (x *SetCopies) Reset() {
 	*x = SetCopies{}
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3274,7 @@ func (x *SetCopies) String() string {
 func (*SetCopies) ProtoMessage() {}
 
 func (x *SetCopies) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[33]
+	mi := &file_namespace_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3287,7 @@ func (x *SetCopies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCopies.ProtoReflect.Descriptor instead.
 func (*SetCopies) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{33}
+	return file_namespace_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetCopies) GetCopies() uint32 {
@@ -2923,7 +3306,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3318,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[34]
+	mi := &file_namespace_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3331,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{34}
+	return file_namespace_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *OpenSession) GetPeer() []byte {
@@ -2967,7 +3350,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2979,7 +3362,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[35]
+	mi := &file_namespace_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2992,7 +3375,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{35}
+	return file_namespace_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EndSession) GetSession() uint64 {
@@ -3017,7 +3400,7 @@ type LockRange struct {
 
 func (x *LockRange) Reset() {
 	*x = LockRange{}
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3412,7 @@ func (x *LockRange) String() string {
 func (*LockRange) ProtoMessage() {}
 
 func (x *LockRange) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[36]
+	mi := &file_namespace_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3425,7 @@ func (x *LockRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRange.ProtoReflect.Descriptor instead.
 func (*LockRange) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{36}
+	return file_namespace_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LockRange) GetSession() uint64 {
@@ -3097,7 +3480,7 @@ type NextStep struct {
 
 func (x *NextStep) Reset() {
 	*x = NextStep{}
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3492,7 @@ func (x *NextStep) String() string {
 func (*NextStep) ProtoMessage() {}
 
 func (x *NextStep) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[37]
+	mi := &file_namespace_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3505,7 @@ func (x *NextStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextStep.ProtoReflect.Descriptor instead.
 func (*NextStep) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{37}
+	return file_namespace_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *NextStep) GetStep() uint64 {
@@ -3145,7 +3528,7 @@ type Collection struct {
 
 func (x *Collection) Reset() {
 	*x = Collection{}
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3540,7 @@ func (x *Collection) String() string {
 func (*Collection) ProtoMessage() {}
 
 func (x *Collection) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[38]
+	mi := &file_namespace_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3553,7 @@ func (x *Collection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collection.ProtoReflect.Descriptor instead.
 func (*Collection) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{38}
+	return file_namespace_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Collection) GetStep() uint64 {
@@ -3213,7 +3596,7 @@ type TakeTurn struct {
 
 func (x *TakeTurn) Reset() {
 	*x = TakeTurn{}
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +3608,7 @@ func (x *TakeTurn) String() string {
 func (*TakeTurn) ProtoMessage() {}
 
 func (x *TakeTurn) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[39]
+	mi := &file_namespace_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +3621,7 @@ func (x *TakeTurn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeTurn.ProtoReflect.Descriptor instead.
 func (*TakeTurn) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{39}
+	return file_namespace_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TakeTurn) GetSession() uint64 {
@@ -3275,7 +3658,7 @@ type AwaitLock struct {
 
 func (x *AwaitLock) Reset() {
 	*x = AwaitLock{}
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +3670,7 @@ func (x *AwaitLock) String() string {
 func (*AwaitLock) ProtoMessage() {}
 
 func (x *AwaitLock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[40]
+	mi := &file_namespace_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3300,7 +3683,7 @@ func (x *AwaitLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitLock.ProtoReflect.Descriptor instead.
 func (*AwaitLock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{40}
+	return file_namespace_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AwaitLock) GetSession() uint64 {
@@ -3337,7 +3720,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3732,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[41]
+	mi := &file_namespace_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3745,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{41}
+	return file_namespace_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Wait) GetOwner() uint64 {
@@ -3405,7 +3788,7 @@ type LockedRange struct {
 
 func (x *LockedRange) Reset() {
 	*x = LockedRange{}
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3800,7 @@ func (x *LockedRange) String() string {
 func (*LockedRange) ProtoMessage() {}
 
 func (x *LockedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3813,7 @@ func (x *LockedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockedRange.ProtoReflect.Descriptor instead.
 func (*LockedRange) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{42}
+	return file_namespace_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LockedRange) GetIno() uint64 {
@@ -3472,7 +3855,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3484,7 +3867,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3497,7 +3880,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{43}
+	return file_namespace_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Session) GetPeer() []byte {
@@ -3531,7 +3914,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3926,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3939,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{44}
+	return file_namespace_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -3625,7 +4008,7 @@ type Locks struct {
 
 func (x *Locks) Reset() {
 	*x = Locks{}
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3637,7 +4020,7 @@ func (x *Locks) String() string {
 func (*Locks) ProtoMessage() {}
 
 func (x *Locks) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3650,7 +4033,7 @@ func (x *Locks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locks.ProtoReflect.Descriptor instead.
 func (*Locks) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{45}
+	return file_namespace_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Locks) GetLocks() []*Lock {
@@ -3674,7 +4057,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3686,7 +4069,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3699,7 +4082,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{46}
+	return file_namespace_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Lock) GetSession() uint64 {
@@ -3748,7 +4131,7 @@ var File_namespace_proto protoreflect.FileDescriptor
 
 const file_namespace_proto_rawDesc = "" +
 	"\n" +
-	"\x0fnamespace.proto\x12\x12cairn.namespace.v1\"\x8a\x04\n" +
+	"\x0fnamespace.proto\x12\x12cairn.namespace.v1\"\xc1\x04\n" +
 	"\x05Inode\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -3774,7 +4157,21 @@ const file_namespace_proto_rawDesc = "" +
 	"\bmtime_at\x18\x12 \x01(\x10R\amtimeAt\x12\x1f\n" +
 	"\vxattr_names\x18\x13 \x01(\rR\n" +
 	"xattrNames\x12!\n" +
-	"\fxattr_values\x18\x14 \x01(\rR\vxattrValues\"\x98\x01\n" +
+	"\fxattr_values\x18\x14 \x01(\rR\vxattrValues\x125\n" +
+	"\apatches\x18\x15 \x01(\v2\x1b.cairn.namespace.v1.PatchesR\apatches\"q\n" +
+	"\aPatches\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\x12\n" +
+	"\x04cost\x18\x03 \x01(\rR\x04cost\x12\x10\n" +
+	"\x03cut\x18\x04 \x01(\x04R\x03cut\x12\x14\n" +
+	"\x05below\x18\x05 \x01(\x04R\x05below\"`\n" +
+	"\x05Patch\x12\x10\n" +
+	"\x03cut\x18\x01 \x01(\x04R\x03cut\x121\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x19.cairn.namespace.v1.RangeR\x06ranges\x12\x12\n" +
+	"\x04time\x18\x03 \x01(\x10R\x04time\"-\n" +
+	"\x05Range\x12\x10\n" +
+	"\x03off\x18\x01 \x01(\x04R\x03off\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x98\x01\n" +
 	"\aContent\x12\x16\n" +
 	"\x06inline\x18\x01 \x01(\fR\x06inline\x12\x12\n" +
 	"\x04root\x18\x02 \x01(\fR\x04root\x12\x1b\n" +
@@ -3796,7 +4193,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x10R\x04time\"#\n" +
 	"\x06Format\x12\x19\n" +
-	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\xf3\x02\n" +
+	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\x8d\x03\n" +
 	"\x04Meta\x12\x18\n" +
 	"\aapplied\x18\x01 \x01(\x06R\aapplied\x12\x19\n" +
 	"\bnext_ino\x18\x02 \x01(\x06R\anextIno\x12\x19\n" +
@@ -3813,14 +4210,15 @@ const file_namespace_proto_rawDesc = "" +
 	"\n" +
 	"entry_term\x18\f \x01(\x06R\tentryTerm\x12\x1d\n" +
 	"\n" +
-	"time_claim\x18\r \x01(\x04R\ttimeClaim\"\xa5\x01\n" +
+	"time_claim\x18\r \x01(\x04R\ttimeClaim\x12\x18\n" +
+	"\apatches\x18\x0e \x01(\x06R\apatches\"\xa5\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x10R\x04time\x12(\n" +
 	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05acked\x18\x05 \x01(\x04R\x05acked\x12\x1a\n" +
-	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\x82\x0f\n" +
+	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\x91\x10\n" +
 	"\x02Op\x124\n" +
 	"\x06create\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.CreateH\x00R\x06create\x12.\n" +
 	"\x04link\x18\x02 \x01(\v2\x18.cairn.namespace.v1.LinkH\x00R\x04link\x124\n" +
@@ -3862,7 +4260,9 @@ const file_namespace_proto_rawDesc = "" +
 	"setVersion\x12;\n" +
 	"\ttake_turn\x18  \x01(\v2\x1c.cairn.namespace.v1.TakeTurnH\x00R\btakeTurn\x12>\n" +
 	"\n" +
-	"await_lock\x18! \x01(\v2\x1d.cairn.namespace.v1.AwaitLockH\x00R\tawaitLockB\x06\n" +
+	"await_lock\x18! \x01(\v2\x1d.cairn.namespace.v1.AwaitLockH\x00R\tawaitLock\x12G\n" +
+	"\rpatch_content\x18\" \x01(\v2 .cairn.namespace.v1.PatchContentH\x00R\fpatchContent\x12D\n" +
+	"\ffold_content\x18# \x01(\v2\x1f.cairn.namespace.v1.FoldContentH\x00R\vfoldContentB\x06\n" +
 	"\x04kind\"\x93\x02\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3913,7 +4313,18 @@ const file_namespace_proto_rawDesc = "" +
 	"\acontent\x18\x03 \x01(\v2\x1b.cairn.namespace.v1.ContentR\acontent\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x14\n" +
 	"\x05mtime\x18\x05 \x01(\x10R\x05mtime\x12\x1b\n" +
-	"\tkill_priv\x18\x06 \x01(\bR\bkillPriv\"{\n" +
+	"\tkill_priv\x18\x06 \x01(\bR\bkillPriv\"\x91\x01\n" +
+	"\fPatchContent\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04base\x18\x02 \x01(\x04R\x04base\x121\n" +
+	"\x06ranges\x18\x03 \x03(\v2\x19.cairn.namespace.v1.RangeR\x06ranges\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x14\n" +
+	"\x05mtime\x18\x05 \x01(\x10R\x05mtime\"\x80\x01\n" +
+	"\vFoldContent\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05below\x18\x02 \x01(\x04R\x05below\x12\x12\n" +
+	"\x04upto\x18\x03 \x01(\x04R\x04upto\x125\n" +
+	"\acontent\x18\x04 \x01(\v2\x1b.cairn.namespace.v1.ContentR\acontent\"{\n" +
 	"\bSetXattr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x14\n" +
@@ -4057,104 +4468,115 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_namespace_proto_goTypes = []any{
 	(*Inode)(nil),        // 0: cairn.namespace.v1.Inode
-	(*Content)(nil),      // 1: cairn.namespace.v1.Content
-	(*Dentry)(nil),       // 2: cairn.namespace.v1.Dentry
-	(*Xattr)(nil),        // 3: cairn.namespace.v1.Xattr
-	(*Pin)(nil),          // 4: cairn.namespace.v1.Pin
-	(*Snapshot)(nil),     // 5: cairn.namespace.v1.Snapshot
-	(*Format)(nil),       // 6: cairn.namespace.v1.Format
-	(*Meta)(nil),         // 7: cairn.namespace.v1.Meta
-	(*Command)(nil),      // 8: cairn.namespace.v1.Command
-	(*Op)(nil),           // 9: cairn.namespace.v1.Op
-	(*Create)(nil),       // 10: cairn.namespace.v1.Create
-	(*Link)(nil),         // 11: cairn.namespace.v1.Link
-	(*Unlink)(nil),       // 12: cairn.namespace.v1.Unlink
-	(*Rename)(nil),       // 13: cairn.namespace.v1.Rename
-	(*SetAttr)(nil),      // 14: cairn.namespace.v1.SetAttr
-	(*Truncate)(nil),     // 15: cairn.namespace.v1.Truncate
-	(*SetContent)(nil),   // 16: cairn.namespace.v1.SetContent
-	(*SetXattr)(nil),     // 17: cairn.namespace.v1.SetXattr
-	(*RemoveXattr)(nil),  // 18: cairn.namespace.v1.RemoveXattr
-	(*Reap)(nil),         // 19: cairn.namespace.v1.Reap
-	(*SetPin)(nil),       // 20: cairn.namespace.v1.SetPin
-	(*Unpin)(nil),        // 21: cairn.namespace.v1.Unpin
-	(*TakeSnapshot)(nil), // 22: cairn.namespace.v1.TakeSnapshot
-	(*TrimHistory)(nil),  // 23: cairn.namespace.v1.TrimHistory
-	(*Cluster)(nil),      // 24: cairn.namespace.v1.Cluster
-	(*Member)(nil),       // 25: cairn.namespace.v1.Member
-	(*Invite)(nil),       // 26: cairn.namespace.v1.Invite
-	(*DropInvite)(nil),   // 27: cairn.namespace.v1.DropInvite
-	(*Redeem)(nil),       // 28: cairn.namespace.v1.Redeem
-	(*SetMember)(nil),    // 29: cairn.namespace.v1.SetMember
-	(*RemoveMember)(nil), // 30: cairn.namespace.v1.RemoveMember
-	(*ForceCluster)(nil), // 31: cairn.namespace.v1.ForceCluster
-	(*SetVersion)(nil),   // 32: cairn.namespace.v1.SetVersion
-	(*SetCopies)(nil),    // 33: cairn.namespace.v1.SetCopies
-	(*OpenSession)(nil),  // 34: cairn.namespace.v1.OpenSession
-	(*EndSession)(nil),   // 35: cairn.namespace.v1.EndSession
-	(*LockRange)(nil),    // 36: cairn.namespace.v1.LockRange
-	(*NextStep)(nil),     // 37: cairn.namespace.v1.NextStep
-	(*Collection)(nil),   // 38: cairn.namespace.v1.Collection
-	(*TakeTurn)(nil),     // 39: cairn.namespace.v1.TakeTurn
-	(*AwaitLock)(nil),    // 40: cairn.namespace.v1.AwaitLock
-	(*Wait)(nil),         // 41: cairn.namespace.v1.Wait
-	(*LockedRange)(nil),  // 42: cairn.namespace.v1.LockedRange
-	(*Session)(nil),      // 43: cairn.namespace.v1.Session
-	(*Outcome)(nil),      // 44: cairn.namespace.v1.Outcome
-	(*Locks)(nil),        // 45: cairn.namespace.v1.Locks
-	(*Lock)(nil),         // 46: cairn.namespace.v1.Lock
+	(*Patches)(nil),      // 1: cairn.namespace.v1.Patches
+	(*Patch)(nil),        // 2: cairn.namespace.v1.Patch
+	(*Range)(nil),        // 3: cairn.namespace.v1.Range
+	(*Content)(nil),      // 4: cairn.namespace.v1.Content
+	(*Dentry)(nil),       // 5: cairn.namespace.v1.Dentry
+	(*Xattr)(nil),        // 6: cairn.namespace.v1.Xattr
+	(*Pin)(nil),          // 7: cairn.namespace.v1.Pin
+	(*Snapshot)(nil),     // 8: cairn.namespace.v1.Snapshot
+	(*Format)(nil),       // 9: cairn.namespace.v1.Format
+	(*Meta)(nil),         // 10: cairn.namespace.v1.Meta
+	(*Command)(nil),      // 11: cairn.namespace.v1.Command
+	(*Op)(nil),           // 12: cairn.namespace.v1.Op
+	(*Create)(nil),       // 13: cairn.namespace.v1.Create
+	(*Link)(nil),         // 14: cairn.namespace.v1.Link
+	(*Unlink)(nil),       // 15: cairn.namespace.v1.Unlink
+	(*Rename)(nil),       // 16: cairn.namespace.v1.Rename
+	(*SetAttr)(nil),      // 17: cairn.namespace.v1.SetAttr
+	(*Truncate)(nil),     // 18: cairn.namespace.v1.Truncate
+	(*SetContent)(nil),   // 19: cairn.namespace.v1.SetContent
+	(*PatchContent)(nil), // 20: cairn.namespace.v1.PatchContent
+	(*FoldContent)(nil),  // 21: cairn.namespace.v1.FoldContent
+	(*SetXattr)(nil),     // 22: cairn.namespace.v1.SetXattr
+	(*RemoveXattr)(nil),  // 23: cairn.namespace.v1.RemoveXattr
+	(*Reap)(nil),         // 24: cairn.namespace.v1.Reap
+	(*SetPin)(nil),       // 25: cairn.namespace.v1.SetPin
+	(*Unpin)(nil),        // 26: cairn.namespace.v1.Unpin
+	(*TakeSnapshot)(nil), // 27: cairn.namespace.v1.TakeSnapshot
+	(*TrimHistory)(nil),  // 28: cairn.namespace.v1.TrimHistory
+	(*Cluster)(nil),      // 29: cairn.namespace.v1.Cluster
+	(*Member)(nil),       // 30: cairn.namespace.v1.Member
+	(*Invite)(nil),       // 31: cairn.namespace.v1.Invite
+	(*DropInvite)(nil),   // 32: cairn.namespace.v1.DropInvite
+	(*Redeem)(nil),       // 33: cairn.namespace.v1.Redeem
+	(*SetMember)(nil),    // 34: cairn.namespace.v1.SetMember
+	(*RemoveMember)(nil), // 35: cairn.namespace.v1.RemoveMember
+	(*ForceCluster)(nil), // 36: cairn.namespace.v1.ForceCluster
+	(*SetVersion)(nil),   // 37: cairn.namespace.v1.SetVersion
+	(*SetCopies)(nil),    // 38: cairn.namespace.v1.SetCopies
+	(*OpenSession)(nil),  // 39: cairn.namespace.v1.OpenSession
+	(*EndSession)(nil),   // 40: cairn.namespace.v1.EndSession
+	(*LockRange)(nil),    // 41: cairn.namespace.v1.LockRange
+	(*NextStep)(nil),     // 42: cairn.namespace.v1.NextStep
+	(*Collection)(nil),   // 43: cairn.namespace.v1.Collection
+	(*TakeTurn)(nil),     // 44: cairn.namespace.v1.TakeTurn
+	(*AwaitLock)(nil),    // 45: cairn.namespace.v1.AwaitLock
+	(*Wait)(nil),         // 46: cairn.namespace.v1.Wait
+	(*LockedRange)(nil),  // 47: cairn.namespace.v1.LockedRange
+	(*Session)(nil),      // 48: cairn.namespace.v1.Session
+	(*Outcome)(nil),      // 49: cairn.namespace.v1.Outcome
+	(*Locks)(nil),        // 50: cairn.namespace.v1.Locks
+	(*Lock)(nil),         // 51: cairn.namespace.v1.Lock
 }
 var file_namespace_proto_depIdxs = []int32{
-	1,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
-	9,  // 1: cairn.namespace.v1.Command.ops:type_name -> cairn.namespace.v1.Op
-	10, // 2: cairn.namespace.v1.Op.create:type_name -> cairn.namespace.v1.Create
-	11, // 3: cairn.namespace.v1.Op.link:type_name -> cairn.namespace.v1.Link
-	12, // 4: cairn.namespace.v1.Op.unlink:type_name -> cairn.namespace.v1.Unlink
-	12, // 5: cairn.namespace.v1.Op.rmdir:type_name -> cairn.namespace.v1.Unlink
-	13, // 6: cairn.namespace.v1.Op.rename:type_name -> cairn.namespace.v1.Rename
-	14, // 7: cairn.namespace.v1.Op.set_attr:type_name -> cairn.namespace.v1.SetAttr
-	15, // 8: cairn.namespace.v1.Op.truncate:type_name -> cairn.namespace.v1.Truncate
-	16, // 9: cairn.namespace.v1.Op.set_content:type_name -> cairn.namespace.v1.SetContent
-	17, // 10: cairn.namespace.v1.Op.set_xattr:type_name -> cairn.namespace.v1.SetXattr
-	18, // 11: cairn.namespace.v1.Op.remove_xattr:type_name -> cairn.namespace.v1.RemoveXattr
-	19, // 12: cairn.namespace.v1.Op.reap:type_name -> cairn.namespace.v1.Reap
-	20, // 13: cairn.namespace.v1.Op.pin:type_name -> cairn.namespace.v1.SetPin
-	21, // 14: cairn.namespace.v1.Op.unpin:type_name -> cairn.namespace.v1.Unpin
-	22, // 15: cairn.namespace.v1.Op.snapshot:type_name -> cairn.namespace.v1.TakeSnapshot
-	22, // 16: cairn.namespace.v1.Op.drop_snapshot:type_name -> cairn.namespace.v1.TakeSnapshot
-	23, // 17: cairn.namespace.v1.Op.trim_history:type_name -> cairn.namespace.v1.TrimHistory
-	24, // 18: cairn.namespace.v1.Op.found_cluster:type_name -> cairn.namespace.v1.Cluster
-	26, // 19: cairn.namespace.v1.Op.add_invite:type_name -> cairn.namespace.v1.Invite
-	27, // 20: cairn.namespace.v1.Op.drop_invite:type_name -> cairn.namespace.v1.DropInvite
-	28, // 21: cairn.namespace.v1.Op.redeem:type_name -> cairn.namespace.v1.Redeem
-	29, // 22: cairn.namespace.v1.Op.set_member:type_name -> cairn.namespace.v1.SetMember
-	30, // 23: cairn.namespace.v1.Op.remove_member:type_name -> cairn.namespace.v1.RemoveMember
-	33, // 24: cairn.namespace.v1.Op.set_copies:type_name -> cairn.namespace.v1.SetCopies
-	34, // 25: cairn.namespace.v1.Op.open_session:type_name -> cairn.namespace.v1.OpenSession
-	35, // 26: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
-	36, // 27: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
-	31, // 28: cairn.namespace.v1.Op.force_cluster:type_name -> cairn.namespace.v1.ForceCluster
-	37, // 29: cairn.namespace.v1.Op.next_step:type_name -> cairn.namespace.v1.NextStep
-	32, // 30: cairn.namespace.v1.Op.set_version:type_name -> cairn.namespace.v1.SetVersion
-	39, // 31: cairn.namespace.v1.Op.take_turn:type_name -> cairn.namespace.v1.TakeTurn
-	40, // 32: cairn.namespace.v1.Op.await_lock:type_name -> cairn.namespace.v1.AwaitLock
-	1,  // 33: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
-	1,  // 34: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
-	25, // 35: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
-	25, // 36: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
-	25, // 37: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
-	41, // 38: cairn.namespace.v1.AwaitLock.wait:type_name -> cairn.namespace.v1.Wait
-	42, // 39: cairn.namespace.v1.Wait.wants:type_name -> cairn.namespace.v1.LockedRange
-	42, // 40: cairn.namespace.v1.Wait.has:type_name -> cairn.namespace.v1.LockedRange
-	46, // 41: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	4,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
+	1,  // 1: cairn.namespace.v1.Inode.patches:type_name -> cairn.namespace.v1.Patches
+	3,  // 2: cairn.namespace.v1.Patch.ranges:type_name -> cairn.namespace.v1.Range
+	12, // 3: cairn.namespace.v1.Command.ops:type_name -> cairn.namespace.v1.Op
+	13, // 4: cairn.namespace.v1.Op.create:type_name -> cairn.namespace.v1.Create
+	14, // 5: cairn.namespace.v1.Op.link:type_name -> cairn.namespace.v1.Link
+	15, // 6: cairn.namespace.v1.Op.unlink:type_name -> cairn.namespace.v1.Unlink
+	15, // 7: cairn.namespace.v1.Op.rmdir:type_name -> cairn.namespace.v1.Unlink
+	16, // 8: cairn.namespace.v1.Op.rename:type_name -> cairn.namespace.v1.Rename
+	17, // 9: cairn.namespace.v1.Op.set_attr:type_name -> cairn.namespace.v1.SetAttr
+	18, // 10: cairn.namespace.v1.Op.truncate:type_name -> cairn.namespace.v1.Truncate
+	19, // 11: cairn.namespace.v1.Op.set_content:type_name -> cairn.namespace.v1.SetContent
+	22, // 12: cairn.namespace.v1.Op.set_xattr:type_name -> cairn.namespace.v1.SetXattr
+	23, // 13: cairn.namespace.v1.Op.remove_xattr:type_name -> cairn.namespace.v1.RemoveXattr
+	24, // 14: cairn.namespace.v1.Op.reap:type_name -> cairn.namespace.v1.Reap
+	25, // 15: cairn.namespace.v1.Op.pin:type_name -> cairn.namespace.v1.SetPin
+	26, // 16: cairn.namespace.v1.Op.unpin:type_name -> cairn.namespace.v1.Unpin
+	27, // 17: cairn.namespace.v1.Op.snapshot:type_name -> cairn.namespace.v1.TakeSnapshot
+	27, // 18: cairn.namespace.v1.Op.drop_snapshot:type_name -> cairn.namespace.v1.TakeSnapshot
+	28, // 19: cairn.namespace.v1.Op.trim_history:type_name -> cairn.namespace.v1.TrimHistory
+	29, // 20: cairn.namespace.v1.Op.found_cluster:type_name -> cairn.namespace.v1.Cluster
+	31, // 21: cairn.namespace.v1.Op.add_invite:type_name -> cairn.namespace.v1.Invite
+	32, // 22: cairn.namespace.v1.Op.drop_invite:type_name -> cairn.namespace.v1.DropInvite
+	33, // 23: cairn.namespace.v1.Op.redeem:type_name -> cairn.namespace.v1.Redeem
+	34, // 24: cairn.namespace.v1.Op.set_member:type_name -> cairn.namespace.v1.SetMember
+	35, // 25: cairn.namespace.v1.Op.remove_member:type_name -> cairn.namespace.v1.RemoveMember
+	38, // 26: cairn.namespace.v1.Op.set_copies:type_name -> cairn.namespace.v1.SetCopies
+	39, // 27: cairn.namespace.v1.Op.open_session:type_name -> cairn.namespace.v1.OpenSession
+	40, // 28: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
+	41, // 29: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
+	36, // 30: cairn.namespace.v1.Op.force_cluster:type_name -> cairn.namespace.v1.ForceCluster
+	42, // 31: cairn.namespace.v1.Op.next_step:type_name -> cairn.namespace.v1.NextStep
+	37, // 32: cairn.namespace.v1.Op.set_version:type_name -> cairn.namespace.v1.SetVersion
+	44, // 33: cairn.namespace.v1.Op.take_turn:type_name -> cairn.namespace.v1.TakeTurn
+	45, // 34: cairn.namespace.v1.Op.await_lock:type_name -> cairn.namespace.v1.AwaitLock
+	20, // 35: cairn.namespace.v1.Op.patch_content:type_name -> cairn.namespace.v1.PatchContent
+	21, // 36: cairn.namespace.v1.Op.fold_content:type_name -> cairn.namespace.v1.FoldContent
+	4,  // 37: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
+	4,  // 38: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
+	3,  // 39: cairn.namespace.v1.PatchContent.ranges:type_name -> cairn.namespace.v1.Range
+	4,  // 40: cairn.namespace.v1.FoldContent.content:type_name -> cairn.namespace.v1.Content
+	30, // 41: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
+	30, // 42: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
+	30, // 43: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
+	46, // 44: cairn.namespace.v1.AwaitLock.wait:type_name -> cairn.namespace.v1.Wait
+	47, // 45: cairn.namespace.v1.Wait.wants:type_name -> cairn.namespace.v1.LockedRange
+	47, // 46: cairn.namespace.v1.Wait.has:type_name -> cairn.namespace.v1.LockedRange
+	51, // 47: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -4162,7 +4584,7 @@ func file_namespace_proto_init() {
 	if File_namespace_proto != nil {
 		return
 	}
-	file_namespace_proto_msgTypes[9].OneofWrappers = []any{
+	file_namespace_proto_msgTypes[12].OneofWrappers = []any{
 		(*Op_Create)(nil),
 		(*Op_Link)(nil),
 		(*Op_Unlink)(nil),
@@ -4194,6 +4616,8 @@ func file_namespace_proto_init() {
 		(*Op_SetVersion)(nil),
 		(*Op_TakeTurn)(nil),
 		(*Op_AwaitLock)(nil),
+		(*Op_PatchContent)(nil),
+		(*Op_FoldContent)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4201,7 +4625,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

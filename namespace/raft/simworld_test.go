@@ -514,7 +514,7 @@ func (w *world) client(n *simNode) {
 func (w *world) proposeSome(n *simNode, session namespace.SessionID) {
 	name := func() string { return fmt.Sprint("r", w.rng.IntN(8)) }
 	root := namespace.RootIno
-	switch w.rng.IntN(11) {
+	switch w.rng.IntN(12) {
 	case 0, 1, 2:
 		w.named++
 		unique := fmt.Sprintf("u%d-%d", n.id, w.named)
@@ -540,6 +540,8 @@ func (w *world) proposeSome(n *simNode, session namespace.SessionID) {
 		n.propose(simCall{}, &namespace.TrimHistory{Index: n.state.Applied() / 2})
 	case 10:
 		n.propose(simCall{}, w.writing(n, session))
+	case 11:
+		n.propose(simCall{}, w.patch(n))
 	}
 }
 

@@ -153,6 +153,8 @@ type NamespaceStatus struct {
 	Files        int64 `json:"files"`
 	Dirs         int64 `json:"dirs"`
 	LogicalBytes int64 `json:"logicalBytes"` // sum of the file sizes
+	// PatchBytes is what small changes take that are not blocks yet.
+	PatchBytes int64 `json:"patchBytes,omitempty"`
 }
 
 // PinStatus counts what was added beside the filesystem.

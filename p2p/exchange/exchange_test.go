@@ -14,6 +14,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/klauspost/compress/s2"
+
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/castest"
 	"github.com/cairnfs/cairn/cas/mem"
@@ -109,6 +111,19 @@ func TestBlocksTravelCompressedAsTheyAreStored(t *testing.T) {
 	}
 }
 
+// getEach calls each for what GetMany says of every CID.
+func getEach(ctx context.Context, p Peer, cids []cas.CID, each func(cas.CID, cas.Block, error) error) error {
+	return p.GetMany(ctx, cids, func(came Parcel) error {
+		for i, b := range came.Blocks {
+			if err := each(cids[i], b, came.Errs[i]); err != nil {
+				return err
+			}
+		}
+		cids = cids[len(came.Blocks):]
+		return nil
+	})
+}
+
 func TestGetManyReturnsEveryBlockInOrderWithinTheLimitOfAMessage(t *testing.T) {
 	l := new(local)
 	p, w := serve(t, l, nil)
@@ -127,7 +142,7 @@ func TestGetManyReturnsEveryBlockInOrderWithinTheLimitOfAMessage(t *testing.T) {
 	}
 	l.Corrupt(t, cids[8])
 	n := 0
-	err := p.GetMany(t.Context(), cids, func(c cas.CID, b cas.Block, err error) error {
+	err := getEach(t.Context(), p, cids, func(c cas.CID, b cas.Block, err error) error {
 		i := n
 		n++
 		switch {
@@ -153,7 +168,7 @@ func TestGetManyReturnsEveryBlockInOrderWithinTheLimitOfAMessage(t *testing.T) {
 		t.Errorf("%d requests", w.calls)
 	}
 	stop := errors.New("enough")
-	if err := p.GetMany(t.Context(), cids, func(cas.CID, cas.Block, error) error { return stop }); err != stop {
+	if err := getEach(t.Context(), p, cids, func(cas.CID, cas.Block, error) error { return stop }); err != stop {
 		t.Errorf("the error of each: %v", err)
 	}
 }
@@ -218,7 +233,7 @@ func TestAPeerThatLiesIsFoundOutAndNamed(t *testing.T) {
 			!strings.Contains(block.Where, "server") || block.CID != b.CID() || got.CID().Defined() {
 			t.Errorf("%s: %v", name, err)
 		}
-		err = p.GetMany(t.Context(), []cas.CID{b.CID()}, func(_ cas.CID, _ cas.Block, err error) error { return err })
+		err = getEach(t.Context(), p, []cas.CID{b.CID()}, func(_ cas.CID, _ cas.Block, err error) error { return err })
 		if !errors.Is(err, ErrBadMessage) {
 			t.Errorf("%s: GetMany: %v", name, err)
 		}
@@ -245,6 +260,28 @@ func TestWhatIsNotWhatItsCIDNamesIsNotStored(t *testing.T) {
 	}
 	if !errors.Is(errs[0], cas.ErrCorrupt) || errs[1] != nil || !errors.Is(errs[2], cas.ErrCorrupt) || l.Len() != 1 {
 		t.Errorf("%v; %d stored", errs, l.Len())
+	}
+}
+
+// Rule 22: what is decompressed has at most the length that is stated, which is at
+// most that of a block.
+func TestABlockThatExpandsToMoreThanItStatesIsRefused(t *testing.T) {
+	l := new(local)
+	p, _ := serve(t, l, nil)
+	block, err := cas.NewBlock(cas.Raw, make([]byte, 100_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bomb := segment.Stored{CID: block.CID(), Compression: 1, Payload: s2.Encode(nil, block.Data())}
+	for _, raw := range []int{100_000, 99_999, len(bomb.Payload)} {
+		bomb.Raw = raw
+		errs, _, err := p.PutStored(t.Context(), []segment.Stored{bomb}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if right := raw == len(block.Data()); right != (errs[0] == nil) || !right && !errors.Is(errs[0], cas.ErrCorrupt) {
+			t.Errorf("%d bytes, stated as %d: %v", len(block.Data()), raw, errs[0])
+		}
 	}
 }
 
@@ -440,7 +477,7 @@ func FuzzAnswer(f *testing.F) {
 		if got, err := p.Get(t.Context(), b.CID(), nil); err == nil && !bytes.Equal(got.Data(), b.Data()) {
 			t.Fatal("wrong bytes")
 		}
-		_ = p.GetMany(t.Context(), []cas.CID{b.CID()}, func(_ cas.CID, got cas.Block, err error) error {
+		_ = getEach(t.Context(), p, []cas.CID{b.CID()}, func(_ cas.CID, got cas.Block, err error) error {
 			if err == nil && !bytes.Equal(got.Data(), b.Data()) {
 				t.Fatal("wrong bytes")
 			}

@@ -96,11 +96,27 @@ func (p Peer) open(w *wanted, c cas.CID, buf []byte) (cas.Block, error) {
 	return cas.Block{}, p.lied("get", c, badMessage("status %d", w.status))
 }
 
-// GetMany fetches blocks, as many with each request as fit, and calls each for
-// every CID once, in order: with the block, which may be kept but keeps up to
-// MaxPayload bytes of memory with it, or with the error that Get would return. The
-// CIDs must be defined. It ends early with the error of a request, or that of each.
-func (p Peer) GetMany(ctx context.Context, cids []cas.CID, each func(cas.CID, cas.Block, error) error) error {
+// Parcel is what came with one answer: for each of the first CIDs that were asked for
+// the block, or the error that Get would return. The blocks share memory.
+type Parcel struct {
+	Blocks []cas.Block
+	Errs   []error
+	Memory []byte
+	At     []int // where each block is in it; -1: elsewhere
+
+	// Free gives the memory back. Nobody may refer to the blocks then. A Parcel that
+	// is never freed is the garbage collector's.
+	Free func()
+}
+
+// GetMany fetches blocks, as many with each request as fit, and calls take for what came
+// with each answer, in order. The CIDs must be defined. It ends early with the error of
+// a request, or that of take.
+func (p Peer) GetMany(ctx context.Context, cids []cas.CID, take func(Parcel) error) error {
+	recycle := func([]byte) {}
+	if r, ok := p.Transport.(p2p.Recycler); ok {
+		recycle = r.Recycle
+	}
 	for len(cids) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -114,20 +130,25 @@ func (p Peer) GetMany(ctx context.Context, cids []cas.CID, each func(cas.CID, ca
 		if err != nil {
 			return fmt.Errorf("get blocks: %s: %w: %w", p.where(), cas.ErrCorrupt, err)
 		}
-		n := 0
-		for ; n < len(part) && of[n].status != statusLater; n++ {
+		came := Parcel{Memory: answer, Free: func() { recycle(answer) }}
+		for n := 0; n < len(part) && of[n].status != statusLater; n++ {
 			b, err := p.open(&of[n], part[n], nil)
 			if errors.Is(err, ErrBadMessage) {
 				b, err = p.get(ctx, part[n], flagCheck, nil)
 			}
-			if err := each(part[n], b, err); err != nil {
-				return err
+			at := -1
+			if data := b.Data(); err == nil && len(data) > 0 && &data[0] == &answer[of[n].at] {
+				at = of[n].at
 			}
+			came.Blocks, came.Errs, came.At = append(came.Blocks, b), append(came.Errs, err), append(came.At, at)
 		}
-		if n == 0 {
+		if len(came.Blocks) == 0 {
 			return fmt.Errorf("get blocks: %s: %w", p.where(), badMessage("an answer without a block"))
 		}
-		cids = cids[n:]
+		if err := take(came); err != nil {
+			return err
+		}
+		cids = cids[len(came.Blocks):]
 	}
 	return nil
 }

@@ -69,8 +69,10 @@ type ServerOptions struct {
 }
 
 type server struct {
-	o    ServerOptions
-	room room
+	o       ServerOptions
+	room    room
+	recycle func([]byte) // takes the memory of requests back
+	answers sync.Pool    // of *[]byte with room for the largest answer with blocks
 
 	mu      sync.Mutex // over stopped and Add of running
 	stopped context.Context
@@ -89,9 +91,21 @@ func Serve(t p2p.Transport, o ServerOptions) (stop func()) {
 		o.Boot = binary.LittleEndian.Uint64(b[:])
 	}
 	stopped, cancel := context.WithCancel(context.Background())
-	s := &server{o: o, stopped: stopped}
+	s := &server{o: o, stopped: stopped, recycle: func([]byte) {}}
 	s.room.init()
-	t.Handle(Protocol, s.handle)
+	s.answers.New = func() any {
+		b := make([]byte, maxAnswer)
+		return &b
+	}
+	if r, ok := t.(p2p.Recycler); ok {
+		s.recycle = r.Recycle
+		r.HandleLending(Protocol, s.handle)
+	} else {
+		t.Handle(Protocol, func(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
+			answer, _, err := s.handle(ctx, from, req) // which is not sent as far as s knows
+			return answer, err
+		})
+	}
 	return func() {
 		t.Handle(Protocol, nil)
 		s.mu.Lock()
@@ -147,9 +161,10 @@ func (s *server) begin() bool {
 	return true
 }
 
-func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
+// handle is a p2p.LendingHandler.
+func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) (answer []byte, sent func(), err error) {
 	if !s.begin() {
-		return nil, errStopped
+		return nil, nil, errStopped
 	}
 	defer s.running.Done()
 	ctx, cancel := context.WithCancel(ctx)
@@ -157,17 +172,20 @@ func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) ([]byt
 	defer context.AfterFunc(s.stopped, cancel)()
 	r, err := parseRequest(req)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	switch r.op {
 	case opHave:
-		return s.have(ctx, &r)
+		answer, err = s.have(ctx, &r)
 	case opWant:
 		return s.want(ctx, from, &r)
 	case opPut:
-		return s.put(ctx, from, &r)
+		answer, err = s.put(ctx, from, &r)
+		s.recycle(req) // no store keeps what it is given
+	default:
+		answer, err = appendAnswer(nil, opSync, s.o.Boot, len(r.cids)), s.o.Local.Sync(ctx)
 	}
-	return appendAnswer(nil, opSync, s.o.Boot, len(r.cids)), s.o.Local.Sync(ctx)
+	return answer, nil, err
 }
 
 func (s *server) have(ctx context.Context, r *request) ([]byte, error) {
@@ -190,17 +208,27 @@ func (s *server) have(ctx context.Context, r *request) ([]byte, error) {
 	return b, nil
 }
 
-// want sends the blocks that are held, until the answer is full.
-func (s *server) want(ctx context.Context, from p2p.PeerID, r *request) ([]byte, error) {
-	const entryHead = 1 + formSize
+// want sends the blocks that are held, until the answer is full. The answer's memory is
+// used for another when it was sent.
+func (s *server) want(ctx context.Context, from p2p.PeerID, r *request) (answer []byte, sent func(), err error) {
 	size := int64(min(len(r.cids)*cas.MaxBlockSize, MaxPayload+cas.MaxBlockSize))
 	release, err := s.room.acquire(ctx, from, size)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer release()
-	guess := min(len(r.cids)*(64<<10), MaxPayload)
-	b := appendAnswer(make([]byte, 0, answerHead+guess+len(r.cids)*entryHead), opWant, s.o.Boot, len(r.cids))
+	memory := s.answers.Get().(*[]byte)
+	sent = func() { s.answers.Put(memory) }
+	if answer, err = s.gather(ctx, r, (*memory)[:0]); err != nil {
+		sent()
+		return nil, nil, err
+	}
+	return answer, sent, nil
+}
+
+// gather appends the answer to a want, at most maxAnswer bytes.
+func (s *server) gather(ctx context.Context, r *request, b []byte) ([]byte, error) {
+	b = appendAnswer(b, opWant, s.o.Boot, len(r.cids))
 	payload := 0
 	for _, c := range r.cids {
 		if payload >= MaxPayload {

@@ -66,6 +66,10 @@ const (
 	MaxBlocks = 1024
 	// MaxPayload is how many bytes of blocks a message may carry, as stored.
 	MaxPayload = 4 << 20
+
+	// An answer may begin its last block when it is almost full.
+	maxAnswer = answerHead + MaxBlocks*entryHead + MaxPayload + cas.MaxBlockSize
+	entryHead = 1 + formSize
 )
 
 // ErrBadMessage says that a peer sent what is no message of this protocol, or not
@@ -231,6 +235,7 @@ func parseStatuses(b []byte, op byte, count int) (of []status, boot uint64, err 
 type wanted struct {
 	status status
 	stored segment.Stored
+	at     int // where the payload is in the answer
 }
 
 // parseWanted reads the answer to want. Payloads refer to b.
@@ -243,6 +248,7 @@ func parseWanted(b []byte, cids []cas.CID) ([]wanted, error) {
 	for i := range of {
 		if of[i].status = status(p.take(1)[0]); of[i].status == statusYes {
 			of[i].stored = p.stored(cids[i])
+			of[i].at = len(b) - len(p.b) - len(of[i].stored.Payload)
 		}
 	}
 	return of, p.done("answer")

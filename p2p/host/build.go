@@ -25,7 +25,11 @@ import (
 type security func(crypto.PrivKey, []upgrader.StreamMuxer) (sec.SecureTransport, error)
 
 func secureTLS(key crypto.PrivKey, m []upgrader.StreamMuxer) (sec.SecureTransport, error) {
-	return libtls.New(libtls.ID, key, m)
+	t, err := libtls.New(libtls.ID, key, m)
+	if err != nil {
+		return nil, err
+	}
+	return gathering{t}, nil
 }
 
 func secureNoise(key crypto.PrivKey, m []upgrader.StreamMuxer) (sec.SecureTransport, error) {

@@ -310,7 +310,7 @@ func (h *Host) CallStranger(ctx context.Context, to p2p.PeerID, addrs []string, 
 		}
 	}()
 	h.peers.AddAddrs(id, known, peerstore.TempAddrTTL)
-	client := rpc.NewClient(to, h.opener(id, line{to, p}))
+	client := rpc.NewClient(to, h.opener(id, line{to, p}), nil)
 	defer client.Close()
 	return client.Call(ctx, req)
 }

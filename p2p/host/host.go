@@ -63,6 +63,7 @@ type Host struct {
 	gate   *gate
 	wire   *traffic
 	quic   *quicreuse.ConnManager
+	memory rpc.Memory
 	mdns   mdns.Service // nil if there is none
 
 	ctx     context.Context // ends with Close
@@ -82,7 +83,7 @@ type Host struct {
 	lost     map[p2p.PeerID]time.Time // when a connection by TCP ended
 }
 
-var _ p2p.Transport = (*Host)(nil)
+var _ p2p.Recycler = (*Host)(nil)
 
 // line is what has one outbound stream.
 type line struct {
@@ -92,7 +93,7 @@ type line struct {
 
 // service is what answers a protocol.
 type service struct {
-	handler   p2p.Handler
+	handler   p2p.LendingHandler
 	strangers bool
 }
 
@@ -214,14 +215,22 @@ func (h *Host) Self() p2p.PeerID { return h.self }
 
 // Handle implements p2p.Transport: only members' requests reach the handler.
 func (h *Host) Handle(p p2p.Protocol, handler p2p.Handler) {
+	h.register(p, service{handler: handler.Lending()})
+}
+
+// HandleLending implements p2p.Recycler.
+func (h *Host) HandleLending(p p2p.Protocol, handler p2p.LendingHandler) {
 	h.register(p, service{handler: handler})
 }
+
+// Recycle implements p2p.Recycler.
+func (h *Host) Recycle(b []byte) { h.memory.Put(b) }
 
 // HandleStranger has requests of a protocol answered by handler, whoever sends
 // them, while the door is open, and those of members always; nil refuses them. A
 // request has at most StrangerRequest bytes.
 func (h *Host) HandleStranger(p p2p.Protocol, handler p2p.Handler) {
-	h.register(p, service{handler: handler, strangers: true})
+	h.register(p, service{handler: handler.Lending(), strangers: true})
 }
 
 func (h *Host) register(p p2p.Protocol, s service) {
@@ -269,7 +278,10 @@ func (h *Host) callSelf(ctx context.Context, p p2p.Protocol, pieces [][]byte) ([
 	if !ok {
 		return nil, notServed(h.self, p)
 	}
-	answer, err := s.handler(ctx, h.self, req)
+	answer, sent, err := s.handler(ctx, h.self, req)
+	if sent != nil {
+		defer sent()
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -296,7 +308,7 @@ func (h *Host) client(l line) (*rpc.Client, error) {
 	if h.closed || !ok {
 		return nil, fmt.Errorf("%w: %s is not a member", p2p.ErrUnreachable, l.to.Short())
 	}
-	c := rpc.NewClient(l.to, h.opener(id, l))
+	c := rpc.NewClient(l.to, h.opener(id, l), &h.memory)
 	h.clients[l] = c
 	return c, nil
 }

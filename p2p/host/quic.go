@@ -24,7 +24,7 @@ import (
 )
 
 // QUIC is the second way to a peer, for networks that let UDP through and not TCP.
-// It costs four times the processor time, so it is dialled only when TCP does not
+// It costs twice the processor time and more, so it is dialled only when TCP does not
 // answer, and left again when TCP does.
 //
 // libp2p has a word for connections that are used while there is no better one: it

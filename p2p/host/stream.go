@@ -148,11 +148,11 @@ func (h *Host) serve(s network.Stream) error {
 	if service.strangers {
 		limits.Request = StrangerRequest
 	}
-	return rpc.Serve(h.ctx, wireStream{s}, from, func(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
+	return rpc.Serve(h.ctx, wireStream{s}, from, func(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, func(), error) {
 		service, ok := h.service(from, p) // as of now
 		if !ok {
-			return nil, fmt.Errorf("protocol %s is not served", p)
+			return nil, nil, fmt.Errorf("protocol %s is not served", p)
 		}
 		return service.handler(ctx, from, req)
-	}, limits)
+	}, limits, &h.memory)
 }

@@ -26,7 +26,7 @@ type Network struct {
 	nodes  map[p2p.PeerID]*Transport
 	cut    map[link]bool
 	stalls map[[2]p2p.PeerID]chan struct{} // one way; closed when messages move again
-	flying map[*flight]bool // calls on their way, to be failed when their link is cut
+	flying map[*flight]bool                // calls on their way, to be failed when their link is cut
 	delay  func(from, to p2p.PeerID) time.Duration
 	filter func(from, to p2p.PeerID, p p2p.Protocol) error
 }

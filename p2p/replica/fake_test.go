@@ -225,12 +225,22 @@ func (p *port) Health(id p2p.PeerID) (p2p.Health, time.Time) {
 	return p2p.Alive, time.Time{}
 }
 
+// memCache is a Cache in memory.
+type memCache struct{ mem.Store }
+
+func newCache() *memCache { return new(memCache) }
+
+func (c *memCache) Adopt(_ []byte, blocks []cas.Block, _ []int, done func()) {
+	_ = c.Put(context.Background(), blocks...) // which keeps copies, and never fails
+	done()
+}
+
 // node is a member of a cluster under test.
 type node struct {
 	*Replica
 	id    p2p.PeerID
 	local *local
-	cache *mem.Store
+	cache *memCache
 	port  *port
 }
 
@@ -273,7 +283,7 @@ func start(t testing.TB, n, copies int, o Options) *testCluster {
 // add starts another node and registers it; announce tells all.
 func (c *testCluster) add(role p2p.Role) *node {
 	id := p2p.PeerID(fmt.Sprintf("12D3KooWnode%04d", len(c.nodes)))
-	n := &node{id: id, local: new(local).init(), cache: new(mem.Store), port: &port{net: c.net, id: id, ops: map[byte]int{}}}
+	n := &node{id: id, local: new(local).init(), cache: newCache(), port: &port{net: c.net, id: id, ops: map[byte]int{}}}
 	c.net.mu.Lock()
 	c.net.ports[id] = n.port
 	c.net.mu.Unlock()

@@ -4,17 +4,21 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/p2p/exchange"
 )
 
 // Limits of Prefetch: as many blocks may be on their way, in messages with so many,
-// and so many messages at once, each with about exchange.MaxPayload bytes at most.
+// and so many messages at once, each with about exchange.MaxPayload bytes at most. A
+// message has less than a MiB as a rule: it then stays in the processor's cache while it
+// is encrypted, and is received without being moved.
 const (
 	maxPrefetch      = 256
-	prefetchBatch    = 32
-	prefetchMessages = 4
+	prefetchBatch    = 12
+	prefetchMessages = 8
 	prefetchTimeout  = 30 * time.Second
 )
 
@@ -122,17 +126,16 @@ func (r *Replica) fetchMany(cl *cluster, p *peer, b *batch) {
 		}
 		ctx, cancel := context.WithTimeout(r.ctx, prefetchTimeout)
 		defer cancel()
-		var came group
-		err := p.GetMany(ctx, b.cids, func(c cas.CID, block cas.Block, err error) error {
-			if err != nil {
-				r.blame(attempt{p: p, err: err}, &failures{of: make(map[*peer]bool)})
-			} else {
-				r.keep(cl, block, false)
+		err := p.GetMany(ctx, b.cids, func(came exchange.Parcel) error {
+			for _, err := range came.Errs {
+				if err != nil {
+					r.blame(attempt{p: p, err: err}, &failures{of: make(map[*peer]bool)})
+				}
 			}
-			fl := b.flights[n]
-			n++
-			if asked := r.flights.land(c, fl, block, err); err == nil {
-				r.recent.add(&came, block, asked)
+			r.recent.add(r.keepAll(cl, came))
+			for _, err := range came.Errs {
+				r.flights.land(b.cids[n], b.flights[n], cas.Block{}, err)
+				n++
 			}
 			return nil
 		})
@@ -146,4 +149,34 @@ func (r *Replica) fetchMany(cl *cluster, p *peer, b *batch) {
 	if !started {
 		finish()
 	}
+}
+
+// keepAll is keep of what came. What it returns is the parcel whose Free says that this
+// node's memory has no use for it any more; the cache may have.
+func (r *Replica) keepAll(cl *cluster, came exchange.Parcel) exchange.Parcel {
+	var foreign []cas.Block
+	var at []int
+	for i, b := range came.Blocks {
+		hash := b.CID().Hash()
+		switch {
+		case came.Errs[i] != nil:
+		case r.o.Cache == nil || came.At[i] < 0 || cl.owns && cl.table.Owns(&hash, r.self):
+			r.keep(cl, b, false)
+		default:
+			foreign, at = append(foreign, b), append(at, came.At[i])
+		}
+	}
+	if len(foreign) == 0 {
+		return came
+	}
+	var users atomic.Int32
+	users.Store(2)
+	free := came.Free
+	came.Free = func() {
+		if users.Add(-1) == 0 {
+			free()
+		}
+	}
+	r.o.Cache.Adopt(came.Memory, foreign, at, came.Free)
+	return came
 }

@@ -26,8 +26,7 @@ type flights struct {
 
 type flight struct {
 	done  chan struct{} // closed when block or err is set
-	bulk  bool          // with others, by Prefetch, from one peer only
-	asked bool          // somebody waits for it; mu of flights
+	bulk  bool          // with others, by Prefetch, from one peer only; the block is then in recent
 	block cas.Block
 	err   error
 }
@@ -39,7 +38,6 @@ func (f *flights) join(c cas.CID, bulk bool) (_ *flight, lead bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if fl := f.m[c]; fl != nil {
-		fl.asked = fl.asked || !bulk
 		return fl, false
 	}
 	fl := &flight{done: make(chan struct{}), bulk: bulk}
@@ -47,14 +45,13 @@ func (f *flights) join(c cas.CID, bulk bool) (_ *flight, lead bool) {
 	return fl, true
 }
 
-// land hands out a block, or why there is none, and returns whether anybody asked.
-func (f *flights) land(c cas.CID, fl *flight, b cas.Block, err error) (asked bool) {
+// land hands out a block, or why there is none.
+func (f *flights) land(c cas.CID, fl *flight, b cas.Block, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.m, c)
 	fl.block, fl.err = b, err
 	close(fl.done)
-	return fl.asked
 }
 
 // Get returns the block from here, or else from whoever has it. What was fetched is
@@ -64,8 +61,10 @@ func (f *flights) land(c cas.CID, fl *flight, b cas.Block, err error) (asked boo
 // When no node that answers has the block, the error is cas.ErrNotFound, and
 // p2p.ErrUnreachable as well if some did not answer.
 func (r *Replica) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error) {
-	if b, ok := r.recent.take(c); ok && ctx.Err() == nil {
-		return b, nil
+	if ctx.Err() == nil {
+		if b, ok := r.recent.take(c, buf); ok {
+			return b, nil
+		}
 	}
 	b, localErr := r.o.Local.Get(ctx, c, buf)
 	cl := r.shared()
@@ -81,7 +80,7 @@ func (r *Replica) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, er
 			return b, nil
 		}
 	}
-	b, err := r.remote(ctx, cl, c, heal)
+	b, err := r.remote(ctx, cl, c, buf, heal)
 	if errors.Is(err, cas.ErrNotFound) && !errors.Is(localErr, cas.ErrNotFound) {
 		return b, localErr
 	}
@@ -89,7 +88,7 @@ func (r *Replica) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, er
 }
 
 // remote gets a block from others, once however many ask for it.
-func (r *Replica) remote(ctx context.Context, cl *cluster, c cas.CID, heal bool) (cas.Block, error) {
+func (r *Replica) remote(ctx context.Context, cl *cluster, c cas.CID, buf []byte, heal bool) (cas.Block, error) {
 	for {
 		fl, lead := r.flights.join(c, false)
 		if lead {
@@ -115,7 +114,10 @@ func (r *Replica) remote(ctx context.Context, cl *cluster, c cas.CID, heal bool)
 			return r.fetch(ctx, cl, c)
 		}
 		foreign := errors.Is(fl.err, context.Canceled) || errors.Is(fl.err, context.DeadlineExceeded)
-		if fl.err == nil || !fl.bulk && !foreign {
+		switch {
+		case fl.bulk && fl.err == nil:
+			return r.Get(ctx, c, buf) // it is here now
+		case !fl.bulk && !foreign:
 			return fl.block, fl.err
 		}
 	}

@@ -1,12 +1,14 @@
 package replica
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/p2p/exchange"
 )
 
-// maxRecent bounds the blocks in memory that Prefetch has brought, in bytes: more
+// maxRecent bounds the memory of blocks that Prefetch has brought, in bytes: more
 // than one reader is ahead of itself.
 const maxRecent = 32 << 20
 
@@ -14,8 +16,8 @@ const maxRecent = 32 << 20
 // They are verified, and reading them back from where they are kept would cost a
 // copy, a hash and at times a read of the disk for each.
 //
-// Blocks that came together may share memory that is as large as all of them, so it
-// counts, and is let go, as a whole.
+// Blocks that came with one answer share its memory, which counts, and is let go, as a
+// whole: to be used for another answer. So no block leaves but as a copy.
 type recent struct {
 	mu     sync.Mutex
 	blocks map[cas.CID]arrival
@@ -25,9 +27,9 @@ type recent struct {
 
 // group is blocks that came together.
 type group struct {
-	cids  []cas.CID
-	bytes int
-	left  int // blocks that nobody has asked for
+	parcel  exchange.Parcel
+	left    int // blocks that nobody has asked for
+	copying int // blocks that are being copied
 }
 
 type arrival struct {
@@ -37,48 +39,67 @@ type arrival struct {
 
 func (r *recent) init() { r.blocks = make(map[cas.CID]arrival) }
 
-// add takes a block of a group, which is a new one if it has none. One that somebody
-// has got already only counts. Older groups go if there is no room.
-func (r *recent) add(g *group, b cas.Block, got bool) {
+// add takes over a parcel. Older ones go if there is no room.
+func (r *recent) add(p exchange.Parcel) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if g.bytes == 0 {
-		r.groups = append(r.groups, g)
-	}
-	g.bytes += len(b.Data())
-	r.bytes += len(b.Data())
-	if _, known := r.blocks[b.CID()]; !known && !got {
-		g.cids = append(g.cids, b.CID())
-		g.left++
-		r.blocks[b.CID()] = arrival{b, g}
-	}
-	for r.bytes > maxRecent || len(r.groups) > 0 && r.groups[0].left == 0 && r.groups[0] != g {
-		r.drop()
-	}
-}
-
-// drop lets the oldest group go. Blocks that are added to it later are of a new one.
-func (r *recent) drop() {
-	g := r.groups[0]
-	r.groups[0] = nil
-	r.groups = r.groups[1:]
-	for _, c := range g.cids {
-		if r.blocks[c].group == g {
-			delete(r.blocks, c)
+	g := &group{parcel: p}
+	for i, b := range p.Blocks {
+		if _, known := r.blocks[b.CID()]; !known && p.Errs[i] == nil {
+			g.left++
+			r.blocks[b.CID()] = arrival{b, g}
 		}
 	}
-	r.bytes -= g.bytes
-	*g = group{}
+	r.groups = append(r.groups, g)
+	r.bytes += cap(p.Memory)
+	r.tidy(g)
+	for r.bytes > maxRecent && len(r.groups) > 0 {
+		r.drop(r.groups[0])
+	}
 }
 
-// take returns a block and forgets it: whoever reads a part of it keeps it.
-func (r *recent) take(c cas.CID) (cas.Block, bool) {
+// drop lets a group go that somebody may have asked for.
+func (r *recent) drop(g *group) {
+	for _, b := range g.parcel.Blocks {
+		if r.blocks[b.CID()].group == g {
+			delete(r.blocks, b.CID())
+		}
+	}
+	g.left = 0
+	r.tidy(g)
+}
+
+// tidy takes a group away when there is nothing left of it; mu is held.
+func (r *recent) tidy(g *group) {
+	if g.left > 0 {
+		return
+	}
+	if i := slices.Index(r.groups, g); i >= 0 {
+		r.groups = slices.Delete(r.groups, i, i+1)
+		r.bytes -= cap(g.parcel.Memory)
+	}
+	if g.copying == 0 {
+		g.parcel.Free()
+	}
+}
+
+// take returns a copy of a block, in buf if its capacity allows, and forgets it: whoever
+// reads a part of it keeps it.
+func (r *recent) take(c cas.CID, buf []byte) (cas.Block, bool) {
+	r.mu.Lock()
+	a, ok := r.blocks[c]
+	if !ok {
+		r.mu.Unlock()
+		return cas.Block{}, false
+	}
+	delete(r.blocks, c)
+	a.group.left--
+	a.group.copying++
+	r.mu.Unlock()
+	b := a.block.Copy(buf)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a, ok := r.blocks[c]
-	if ok {
-		delete(r.blocks, c)
-		a.group.left--
-	}
-	return a.block, ok
+	a.group.copying--
+	r.tidy(a.group)
+	return b, true
 }

@@ -1,11 +1,12 @@
 package replica
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 
 	"github.com/cairnfs/cairn/cas"
-	"github.com/cairnfs/cairn/cas/mem"
+	"github.com/cairnfs/cairn/p2p/exchange"
 )
 
 func TestWhatPrefetchBroughtIsReadFromMemoryOnce(t *testing.T) {
@@ -22,7 +23,7 @@ func TestWhatPrefetchBroughtIsReadFromMemoryOnce(t *testing.T) {
 			n.set(func(p *port) { p.down = true })
 		}
 		cache := client.cache
-		client.Replica.o.Cache = new(mem.Store) // nobody has them any more
+		client.Replica.o.Cache = newCache() // nobody has them any more
 		wantBlocks(t, client, blocks)
 		if _, err := client.Get(t.Context(), cids[0], nil); err == nil {
 			t.Error("a block that was read is still in memory")
@@ -32,29 +33,87 @@ func TestWhatPrefetchBroughtIsReadFromMemoryOnce(t *testing.T) {
 	})
 }
 
+// parcel is blocks that came together, in memory that is overwritten when it is freed.
+func parcel(blocks []cas.Block, freed *int) exchange.Parcel {
+	p := exchange.Parcel{Blocks: blocks, Errs: make([]error, len(blocks)), Free: func() {
+		*freed++
+		for _, b := range blocks {
+			clear(b.Data())
+		}
+	}}
+	size := 0
+	for _, b := range blocks {
+		size += len(b.Data())
+	}
+	p.Memory = make([]byte, size)
+	return p
+}
+
 func TestRecentBlocksLeaveTogetherWithThoseTheyCameWith(t *testing.T) {
 	const size, each = 64 << 10, 32
 	var r recent
 	r.init()
+	freed := 0
 	blocks := someBlocks(t, 2*maxRecent/size, size)
 	for i := 0; i < len(blocks); i += each {
-		var g group
-		for k, b := range blocks[i : i+each] {
-			r.add(&g, b, k == 0)
-			if r.bytes > maxRecent {
-				t.Fatalf("%d bytes", r.bytes)
-			}
+		r.add(parcel(blocks[i:i+each], &freed))
+		if r.bytes > maxRecent {
+			t.Fatalf("%d bytes", r.bytes)
 		}
+	}
+	if want := len(blocks) / each / 2; freed != want {
+		t.Errorf("the memory of %d parcels was given back, want %d", freed, want)
 	}
 	for i, b := range blocks {
-		_, held := r.take(b.CID())
-		if want := i >= len(blocks)/2 && i%each != 0; held != want {
+		got, held := r.take(b.CID(), nil)
+		if want := i >= len(blocks)/2; held != want {
 			t.Fatalf("block %d of %d: held %v", i, len(blocks), held)
 		}
+		if held && cas.Sum(cas.Raw, got.Data()) != b.CID() {
+			t.Fatalf("block %d of %d has wrong bytes", i, len(blocks))
+		}
 	}
-	var g group
-	r.add(&g, blocks[0], false) // the groups that nothing is left of go
-	if len(r.groups) != 1 || r.bytes != size || len(r.blocks) != 1 {
-		t.Errorf("%d groups of %d bytes, %d blocks", len(r.groups), r.bytes, len(r.blocks))
+	if want := len(blocks) / each; freed != want || len(r.groups)+r.bytes+len(r.blocks) > 0 {
+		t.Errorf("%d parcels of %d freed; left are %d, with %d bytes and %d blocks", freed, want, len(r.groups), r.bytes, len(r.blocks))
+	}
+}
+
+// Memory that is used again while a block is copied from it would be wrong bytes with a
+// CID.
+func TestMemoryIsNotGivenBackWhileABlockIsCopied(t *testing.T) {
+	const size, each = 64 << 10, 32
+	var r recent
+	r.init()
+	var readers sync.WaitGroup
+	freed := make([]int, 200)
+	for i := range freed {
+		blocks := someBlocks(t, each, size)
+		r.add(parcel(blocks, &freed[i]))
+		for _, b := range blocks {
+			cid := b.CID()
+			readers.Go(func() {
+				if got, held := r.take(cid, nil); held && cas.Sum(cas.Raw, got.Data()) != cid {
+					t.Errorf("%v has wrong bytes", cid)
+				}
+			})
+		}
+	}
+	readers.Wait()
+	for i, n := range freed {
+		if n != 1 {
+			t.Errorf("parcel %d was freed %d times", i, n)
+		}
+	}
+}
+
+func TestABlockThatDidNotComeIsNotAmongTheRecent(t *testing.T) {
+	var r recent
+	r.init()
+	freed := 0
+	p := parcel(someBlocks(t, 3, 10), &freed)
+	p.Errs[1] = cas.ErrNotFound
+	r.add(p)
+	if _, held := r.take(p.Blocks[1].CID(), nil); held || len(r.blocks) != 2 {
+		t.Errorf("%d blocks", len(r.blocks))
 	}
 }

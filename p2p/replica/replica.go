@@ -22,7 +22,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,6 +65,9 @@ type Cache interface {
 	cas.Getter
 	cas.Putter
 	Has(ctx context.Context, cids ...cas.CID) ([]bool, error)
+	// Adopt is Put of blocks that lie in memory, each where at says, without copies
+	// of them. memory does not change until done is called, which may be at once.
+	Adopt(memory []byte, blocks []cas.Block, at []int, done func())
 }
 
 // Options say what a Replica works with. Local is required, and Transport on a node
@@ -354,14 +356,16 @@ func (r *Replica) Drained() bool {
 func (r *Replica) order(c *cluster, hash *[cas.HashSize]byte) []*peer {
 	ids := append(c.table.Rank(hash, nil), c.others...)
 	order := make([]*peer, 0, len(ids))
-	grades := make(map[*peer]grade, len(ids))
-	for _, id := range ids {
-		if id != r.self {
-			p := r.peer(id)
-			order = append(order, p)
-			grades[p] = r.grade(p)
+	for g := good; g <= dead; g++ {
+		for i, id := range ids {
+			if id == "" || id == r.self {
+				continue
+			}
+			if p := r.peer(id); r.grade(p) <= g {
+				order = append(order, p)
+				ids[i] = "" // has its place
+			}
 		}
 	}
-	slices.SortStableFunc(order, func(a, b *peer) int { return int(grades[a]) - int(grades[b]) })
 	return order
 }

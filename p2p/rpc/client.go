@@ -20,10 +20,11 @@ type Open func(ctx context.Context) (io.ReadWriteCloser, error)
 // Client asks one peer, over a stream that it opens when there is something to
 // ask. A stream that breaks fails what is outstanding; the next call opens another.
 type Client struct {
-	peer p2p.PeerID
-	open Open
-	ctx  context.Context // ends with Close
-	stop context.CancelFunc
+	peer   p2p.PeerID
+	open   Open
+	memory *Memory
+	ctx    context.Context // ends with Close
+	stop   context.CancelFunc
 
 	mu      sync.Mutex
 	conn    *conn    // nil if there is none
@@ -37,10 +38,11 @@ type opening struct {
 	err  error
 }
 
-// NewClient returns a client of a peer. Close must be called.
-func NewClient(peer p2p.PeerID, open Open) *Client {
+// NewClient returns a client of a peer. Large answers lie in memory, which may be nil.
+// Close must be called.
+func NewClient(peer p2p.PeerID, open Open, memory *Memory) *Client {
 	ctx, stop := context.WithCancel(context.Background())
-	return &Client{peer: peer, open: open, ctx: ctx, stop: stop}
+	return &Client{peer: peer, open: open, memory: memory, ctx: ctx, stop: stop}
 }
 
 // Call sends a request, the pieces in order, and returns the answer, which is the
@@ -126,7 +128,7 @@ func (c *Client) dial(o *opening) {
 		err = c.ctx.Err()
 	}
 	if err == nil {
-		o.conn = newConn(c.peer, stream)
+		o.conn = newConn(c.peer, stream, c.memory)
 		c.conn = o.conn
 		return
 	}
@@ -140,6 +142,7 @@ func (c *Client) dial(o *opening) {
 type conn struct {
 	peer   p2p.PeerID
 	stream io.ReadWriteCloser
+	memory *Memory
 	out    *sender // at most MaxOutstanding requests, and a cancel for each that left before
 	slots  chan struct{}
 	broken chan struct{} // closed by fail
@@ -158,11 +161,12 @@ type call struct {
 	left   bool // the caller has gone; the id is still in use
 }
 
-func newConn(peer p2p.PeerID, stream io.ReadWriteCloser) *conn {
+func newConn(peer p2p.PeerID, stream io.ReadWriteCloser, memory *Memory) *conn {
 	c := &conn{
 		peer:   peer,
 		stream: stream,
-		out:    newSender(),
+		memory: memory,
+		out:    newSender(memory),
 		slots:  make(chan struct{}, MaxOutstanding),
 		broken: make(chan struct{}),
 		calls:  make(map[uint32]*call),
@@ -266,7 +270,7 @@ func (c *conn) release(id uint32) {
 
 // receive hands out answers until the stream breaks, and returns why.
 func (c *conn) receive() error {
-	d := newDecoder(c.stream, p2p.MaxMessage)
+	d := newDecoder(c.stream, p2p.MaxMessage, c.memory)
 	for {
 		h, err := d.header()
 		if err != nil {

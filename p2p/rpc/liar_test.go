@@ -32,7 +32,7 @@ func TestAHeaderThatClaims4GiBIsRefusedWithoutMemory(t *testing.T) {
 	for _, k := range []kind{kindRequest, kindAnswer, kindFailure, kindTooLarge, kindCancel} {
 		var err error
 		used := memory(func() {
-			_, err = newDecoder(bytes.NewReader(frame(1<<32-1, 1, k)), p2p.MaxMessage).header()
+			_, err = newDecoder(bytes.NewReader(frame(1<<32-1, 1, k)), p2p.MaxMessage, nil).header()
 		})
 		if !errors.Is(err, errProtocol) || used > 1<<20 {
 			t.Errorf("kind %d: %v, %d bytes allocated", k, err, used)
@@ -41,7 +41,7 @@ func TestAHeaderThatClaims4GiBIsRefusedWithoutMemory(t *testing.T) {
 }
 
 func TestMemoryForAPayloadGrowsWithTheBytesThatCome(t *testing.T) {
-	d := newDecoder(bytes.NewReader(frame(p2p.MaxMessage, 1, kindRequest, 1, 2, 3)), p2p.MaxMessage)
+	d := newDecoder(bytes.NewReader(frame(p2p.MaxMessage, 1, kindRequest, 1, 2, 3)), p2p.MaxMessage, nil)
 	h, err := d.header()
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,9 @@ func TestServeEndsTheStreamsOfLiars(t *testing.T) {
 	} {
 		client, server := tcp(t)
 		done := make(chan error, 1)
-		go func() { done <- Serve(t.Context(), server, "liar", waits, Limits{Request: 1000}) }()
+		go func() {
+			done <- Serve(t.Context(), server, "liar", p2p.Handler(waits).Lending(), Limits{Request: 1000}, nil)
+		}()
 		if _, err := client.Write(c.send); err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +98,7 @@ func TestABadByteBetweenChunksEndsTheStream(t *testing.T) {
 	b[headerSize+chunkSize] = 2
 	client, server := tcp(t)
 	go client.Write(b)
-	if err := Serve(t.Context(), server, "liar", nil, Limits{}); !errors.Is(err, errProtocol) {
+	if err := Serve(t.Context(), server, "liar", nil, Limits{}, nil); !errors.Is(err, errProtocol) {
 		t.Error(err)
 	}
 }
@@ -117,7 +119,7 @@ func TestAClientBreaksTheStreamOfAServerThatLies(t *testing.T) {
 			_, _ = server.Write(answer)
 			_, _ = io.Copy(io.Discard, server)
 		}()
-		c := NewClient("liar", func(context.Context) (io.ReadWriteCloser, error) { return client, nil })
+		c := NewClient("liar", func(context.Context) (io.ReadWriteCloser, error) { return client, nil }, nil)
 		if _, err := c.Call(t.Context()); !errors.Is(err, p2p.ErrUnreachable) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -132,7 +134,7 @@ func TestAnAnswerToHalfARequestLeavesThePiecesToTheCaller(t *testing.T) {
 		_, _ = server.Write(frame(1, 0, kindAnswer, 7))
 		_, _ = io.Copy(io.Discard, server)
 	}()
-	c := NewClient("liar", func(context.Context) (io.ReadWriteCloser, error) { return client, nil })
+	c := NewClient("liar", func(context.Context) (io.ReadWriteCloser, error) { return client, nil }, nil)
 	defer c.Close()
 	req := make([]byte, p2p.MaxMessage)
 	if got, err := c.Call(t.Context(), req); err != nil || !bytes.Equal(got, []byte{7}) {
@@ -146,7 +148,7 @@ func TestAnAnswerToHalfARequestLeavesThePiecesToTheCaller(t *testing.T) {
 func TestASilentPeerHoldsNobodyBeyondTheirDeadline(t *testing.T) {
 	client, server := net.Pipe()
 	defer server.Close()
-	c := NewClient("liar", func(context.Context) (io.ReadWriteCloser, error) { return client, nil })
+	c := NewClient("liar", func(context.Context) (io.ReadWriteCloser, error) { return client, nil }, nil)
 	defer c.Close()
 	req := make([]byte, p2p.MaxMessage)
 	for range 2 * MaxOutstanding {
@@ -162,7 +164,7 @@ func TestASilentPeerHoldsNobodyBeyondTheirDeadline(t *testing.T) {
 // The server learns that a request was withdrawn and never sees it.
 func TestARequestWithdrawnHalfwayNeverReachesTheHandler(t *testing.T) {
 	client, server := net.Pipe()
-	c := NewClient("server", func(context.Context) (io.ReadWriteCloser, error) { return client, nil })
+	c := NewClient("server", func(context.Context) (io.ReadWriteCloser, error) { return client, nil }, nil)
 	defer c.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	left := make(chan error, 1)
@@ -184,10 +186,10 @@ func TestARequestWithdrawnHalfwayNeverReachesTheHandler(t *testing.T) {
 	var seen [][]byte
 	served := make(chan error, 1)
 	go func() {
-		served <- Serve(t.Context(), rest, "client", func(_ context.Context, _ p2p.PeerID, req []byte) ([]byte, error) {
+		served <- Serve(t.Context(), rest, "client", func(_ context.Context, _ p2p.PeerID, req []byte) ([]byte, func(), error) {
 			seen = append(seen, req)
-			return req, nil
-		}, Limits{})
+			return req, nil, nil
+		}, Limits{}, nil)
 	}()
 	if got, err := c.Call(t.Context(), []byte("next")); err != nil || string(got) != "next" {
 		t.Fatalf("%q, %v", got, err)
@@ -227,7 +229,7 @@ func FuzzDecoder(f *testing.F) {
 	f.Add(append(frame(chunkSize+1, 1, kindRequest, make([]byte, chunkSize)...), 0))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		const limit = believed + 2*chunkSize
-		d := newDecoder(bytes.NewReader(in), limit)
+		d := newDecoder(bytes.NewReader(in), limit, nil)
 		twin := &decoder{r: bufio.NewReader(bytes.NewReader(in)), max: limit} // skips what d reads
 		total := 0
 		for {
@@ -266,11 +268,11 @@ func FuzzServe(f *testing.F) {
 			io.Writer
 			io.Closer
 		}{bytes.NewReader(in), io.Discard, io.NopCloser(nil)}
-		_ = Serve(t.Context(), stream, "liar", func(_ context.Context, _ p2p.PeerID, req []byte) ([]byte, error) {
+		_ = Serve(t.Context(), stream, "liar", func(_ context.Context, _ p2p.PeerID, req []byte) ([]byte, func(), error) {
 			if len(req) > 100 {
 				t.Errorf("a request of %d bytes", len(req))
 			}
-			return req, nil
-		}, Limits{Request: 100, Concurrent: 3})
+			return req, nil, nil
+		}, Limits{Request: 100, Concurrent: 3}, nil)
 	})
 }

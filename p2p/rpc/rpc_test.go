@@ -36,7 +36,7 @@ func serve(t testing.TB, h p2p.Handler, limits rpc.Limits) rpc.Open {
 			if err != nil {
 				return
 			}
-			tasks.Go(func() { _ = rpc.Serve(ctx, c, "client", h, limits) })
+			tasks.Go(func() { _ = rpc.Serve(ctx, c, "client", h.Lending(), limits, new(rpc.Memory)) })
 		}
 	})
 	t.Cleanup(func() { stop(); l.Close(); tasks.Wait() })
@@ -47,7 +47,7 @@ func serve(t testing.TB, h p2p.Handler, limits rpc.Limits) rpc.Open {
 }
 
 func newClient(t testing.TB, open rpc.Open) *rpc.Client {
-	c := rpc.NewClient("server", open)
+	c := rpc.NewClient("server", open, new(rpc.Memory))
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -102,6 +102,7 @@ func TestManyCallersShareOneStream(t *testing.T) {
 	}
 }
 
+// Rule 22: at most 64 requests are outstanding on a stream.
 func TestNoMoreThan64RequestsAreAnsweredAtATime(t *testing.T) {
 	var running, most atomic.Int32
 	arrived, release := make(chan struct{}, 200), make(chan struct{})
@@ -303,7 +304,7 @@ func TestServeReturnsWhenItsContextEnds(t *testing.T) {
 	defer a.Close()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- rpc.Serve(ctx, b, "client", echo, rpc.Limits{}) }()
+	go func() { done <- rpc.Serve(ctx, b, "client", p2p.Handler(echo).Lending(), rpc.Limits{}, nil) }()
 	stop()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
@@ -338,5 +339,65 @@ func BenchmarkCall(b *testing.B) {
 				})
 			})
 		}
+	}
+}
+
+// A handler that has its memory back while it is being sent would send something else.
+func TestAHandlerIsToldOnceWhenItsAnswerIsNotNeededAnyMore(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var given, back, twice atomic.Int32
+	handler := func(context.Context, p2p.PeerID, []byte) ([]byte, func(), error) {
+		answer := bytes.Repeat([]byte{7}, 300<<10)
+		given.Add(1)
+		var told atomic.Bool
+		return answer, func() {
+			if !told.CompareAndSwap(false, true) {
+				twice.Add(1)
+			}
+			clear(answer)
+			back.Add(1)
+		}, nil
+	}
+	served := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			err = rpc.Serve(context.Background(), c, "client", handler, rpc.Limits{}, new(rpc.Memory))
+		}
+		served <- err
+	}()
+	c := rpc.NewClient("server", func(ctx context.Context) (io.ReadWriteCloser, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", l.Addr().String())
+	}, nil)
+	want := bytes.Repeat([]byte{7}, 300<<10)
+	var tasks sync.WaitGroup
+	for i := range 60 {
+		tasks.Go(func() {
+			ctx, cancel := context.WithCancel(within(t))
+			defer cancel()
+			if i%3 == 0 { // some leave while the answer is made, waits, or is under way
+				time.AfterFunc(time.Duration(i)*100*time.Microsecond, cancel)
+			}
+			if got, err := c.Call(ctx); err == nil && !bytes.Equal(got, want) {
+				t.Error("an answer has other bytes")
+			} else if err != nil && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	tasks.Wait()
+	for range 20 { // and some answers are lost with the stream
+		tasks.Go(func() { _, _ = c.Call(within(t)) })
+	}
+	c.Close()
+	tasks.Wait()
+	<-served
+	if given.Load() != back.Load() || twice.Load() > 0 {
+		t.Errorf("%d answers, %d given back, %d of them again", given.Load(), back.Load(), twice.Load())
 	}
 }

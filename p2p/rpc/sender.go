@@ -10,7 +10,7 @@ import (
 type outgoing struct {
 	header
 	pieces [][]byte // the payload, size bytes in all
-	sent   func()   // if not nil, called when the sender needs the pieces no more
+	sent   func()   // if not nil, called when the sender, which was not told to withdraw it, needs the pieces no more
 
 	stage stage
 	left  uint32 // bytes not yet in the buffer
@@ -24,6 +24,10 @@ const (
 	gone // wholly in the buffer, or withdrawn
 )
 
+// maxWrite is the most that is written at once, in bytes: almost a chunk of small
+// frames, and a whole one.
+const maxWrite = 2*chunkSize + headerSize
+
 // sender writes the frames of one direction of a stream, from one goroutine (run).
 // Payloads are copied chunk by chunk into a buffer that stays in the processor's
 // cache, which costs little and buys three things: frames that are there at the
@@ -32,6 +36,8 @@ const (
 //
 // The queue is bounded by those who put: see Client and Serve.
 type sender struct {
+	memory *Memory // of the buffer
+
 	mu     sync.Mutex
 	ready  sync.Cond
 	queue  []*outgoing
@@ -39,22 +45,23 @@ type sender struct {
 	closed bool
 }
 
-func newSender() *sender {
-	s := &sender{}
+func newSender(memory *Memory) *sender {
+	s := &sender{memory: memory}
 	s.ready.L = &s.mu
 	return s
 }
 
-// put queues a frame. After close it is lost.
-func (s *sender) put(f *outgoing) {
+// put queues a frame and returns true; after close it does nothing.
+func (s *sender) put(f *outgoing) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return
+		return false
 	}
 	f.left = f.size
 	s.queue = append(s.queue, f)
 	s.ready.Signal()
+	return true
 }
 
 // withdraw has the rest of a frame not sent, and returns how far it had come:
@@ -79,15 +86,25 @@ func (s *sender) withdraw(f *outgoing) stage {
 // close ends run. Frames not yet written are lost.
 func (s *sender) close() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	lost := s.queue
+	if s.now != nil {
+		lost = append(lost, s.now)
+	}
 	s.closed = true
 	s.queue, s.now = nil, nil
 	s.ready.Signal()
+	s.mu.Unlock()
+	for _, f := range lost {
+		if f.sent != nil {
+			f.sent()
+		}
+	}
 }
 
 // run writes frames until close, or until a write fails.
 func (s *sender) run(w io.Writer) error {
 	var buf []byte
+	defer func() { s.memory.Put(buf) }()
 	var sent []func()
 	for {
 		var ok bool
@@ -113,13 +130,14 @@ func (s *sender) fill(buf []byte, sent []func()) (b []byte, done []func(), ok bo
 	defer s.mu.Unlock()
 	buf = buf[:0]
 	for s.now == nil && len(s.queue) == 0 && !s.closed {
-		if cap(buf) > chunkSize/4 {
-			buf = nil // an idle stream keeps no memory
+		if cap(buf) >= reused { // an idle stream keeps little memory
+			s.memory.Put(buf)
+			buf = nil
 		}
 		s.ready.Wait()
 	}
 	if s.closed {
-		return nil, sent, false
+		return buf, sent, false
 	}
 	for len(buf) < chunkSize && (s.now != nil || len(s.queue) > 0) {
 		f := s.now
@@ -129,6 +147,11 @@ func (s *sender) fill(buf []byte, sent []func()) (b []byte, done []func(), ok bo
 			s.queue = s.queue[1:]
 			f.stage = underWay
 			s.now = f
+		}
+		if n := len(buf) + headerSize + int(min(f.left, chunkSize)); n > cap(buf) && n >= reused {
+			larger := append(s.memory.get(maxWrite)[:0], buf...)
+			s.memory.Put(buf)
+			buf = larger
 		}
 		buf = f.next(buf)
 		if f.stage == gone {
@@ -144,7 +167,6 @@ func (s *sender) fill(buf []byte, sent []func()) (b []byte, done []func(), ok bo
 // next appends the next chunk and what stands before it.
 func (f *outgoing) next(buf []byte) []byte {
 	n := min(f.left, chunkSize)
-	buf = slices.Grow(buf, headerSize+int(n))
 	switch {
 	case f.left == f.size:
 		buf = f.header.append(buf)

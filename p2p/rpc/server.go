@@ -30,14 +30,16 @@ func (l Limits) orLargest() Limits {
 // ends, the peer breaks the rules or a limit, or parent ends. It closes the stream and
 // returns when the last handler has, nil if the peer ended the stream between two
 // frames. The context of a handler ends with the stream and when the peer cancels.
-func Serve(parent context.Context, stream io.ReadWriteCloser, from p2p.PeerID, handler p2p.Handler, limits Limits) error {
+// Large requests lie in memory, which may be nil.
+func Serve(parent context.Context, stream io.ReadWriteCloser, from p2p.PeerID, handler p2p.LendingHandler, limits Limits, memory *Memory) error {
 	ctx, stop := context.WithCancel(parent)
 	s := &server{
 		ctx:     ctx,
 		from:    from,
 		handler: handler,
 		limits:  limits.orLargest(),
-		out:     newSender(),
+		memory:  memory,
+		out:     newSender(memory),
 		running: make(map[uint32]*running),
 	}
 	closed := make(chan struct{})
@@ -71,8 +73,9 @@ func Serve(parent context.Context, stream io.ReadWriteCloser, from p2p.PeerID, h
 type server struct {
 	ctx      context.Context
 	from     p2p.PeerID
-	handler  p2p.Handler
+	handler  p2p.LendingHandler
 	limits   Limits
+	memory   *Memory
 	out      *sender // one frame for each of running at most
 	handlers sync.WaitGroup
 
@@ -85,10 +88,19 @@ type running struct {
 	cancel    context.CancelFunc
 	cancelled bool
 	answer    *outgoing // nil while the handler runs
+	sent      func()    // of the handler; nil if there is none, or it was called
+}
+
+// done tells the handler that its answer is not needed any more.
+func (r *running) done() {
+	if r.sent != nil {
+		r.sent()
+		r.sent = nil
+	}
 }
 
 func (s *server) receive(stream io.Reader) error {
-	d := newDecoder(stream, s.limits.Request)
+	d := newDecoder(stream, s.limits.Request, s.memory)
 	for {
 		h, err := d.header()
 		if err != nil {
@@ -127,16 +139,19 @@ func (s *server) request(d *decoder, h header) error {
 	s.mu.Unlock()
 	s.handlers.Go(func() {
 		defer cancel()
-		answer, err := s.handler(ctx, s.from, req)
-		s.answer(h.id, r, answer, err)
+		answer, sent, err := s.handler(ctx, s.from, req)
+		s.answer(h.id, r, answer, sent, err)
 	})
 	return nil
 }
 
 // answer queues what a handler returned.
-func (s *server) answer(id uint32, r *running, answer []byte, err error) {
+func (s *server) answer(id uint32, r *running, answer []byte, sent func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.sent = sent; r.cancelled || err != nil || len(answer) > p2p.MaxMessage {
+		r.done()
+	}
 	switch {
 	case r.cancelled:
 		s.put(id, r, kindFailure, nil)
@@ -161,9 +176,12 @@ func (s *server) put(id uint32, r *running, k kind, payload []byte) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			delete(s.running, id)
+			r.done()
 		},
 	}
-	s.out.put(r.answer)
+	if !s.out.put(r.answer) {
+		r.done()
+	}
 }
 
 // cancel ends a request whose caller has gone.
@@ -176,7 +194,14 @@ func (s *server) cancel(id uint32) {
 	}
 	r.cancelled = true
 	r.cancel()
-	if r.answer != nil && s.out.withdraw(r.answer) == waiting {
+	if r.answer == nil {
+		return
+	}
+	at := s.out.withdraw(r.answer)
+	if at != gone {
+		r.done()
+	}
+	if at == waiting {
 		s.put(id, r, kindFailure, nil)
 	}
 }

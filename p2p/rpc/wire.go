@@ -42,7 +42,7 @@ const MaxOutstanding = 64
 const (
 	headerSize = 9
 	chunkSize  = 64 << 10
-	readBuffer = 32 << 10
+	readBuffer = 4 << 10 // for headers and small messages; what a large one has in it is copied twice
 	// believed is how much memory a header alone can claim, in bytes: that of a
 	// block. When that much of the payload has come, the rest is allocated, so that
 	// receiving a large one copies little.
@@ -81,12 +81,13 @@ func (h header) append(b []byte) []byte {
 
 // decoder reads frames: header, then payload or skip, and again.
 type decoder struct {
-	r   *bufio.Reader
-	max uint32 // the largest request or answer
+	r      *bufio.Reader
+	max    uint32 // the largest request or answer
+	memory *Memory
 }
 
-func newDecoder(r io.Reader, limit int) *decoder {
-	return &decoder{r: bufio.NewReaderSize(r, readBuffer), max: uint32(min(limit, p2p.MaxMessage))}
+func newDecoder(r io.Reader, limit int, memory *Memory) *decoder {
+	return &decoder{bufio.NewReaderSize(r, readBuffer), uint32(min(limit, p2p.MaxMessage)), memory}
 }
 
 // header returns the next header, io.EOF if the stream ends before it. Its size is
@@ -126,10 +127,19 @@ func (d *decoder) header() (header, error) {
 // payload returns the size bytes that follow a header, in memory of their own;
 // whole is false if the sender withdrew them.
 func (d *decoder) payload(size uint32) (p []byte, whole bool, err error) {
-	p = make([]byte, min(size, believed))
+	p = d.memory.get(int(min(size, believed)))
+	defer func() {
+		if !whole {
+			d.memory.Put(p)
+			p = nil
+		}
+	}()
 	for at := uint32(0); at < size; {
 		if at == believed {
-			p = append(make([]byte, 0, size), p...)[:size]
+			larger := d.memory.get(int(size))
+			copy(larger, p)
+			d.memory.Put(p)
+			p = larger
 		}
 		end := min(at+chunkSize, size)
 		// With the byte that stands behind the chunk, if there is room until the
@@ -137,7 +147,7 @@ func (d *decoder) payload(size uint32) (p []byte, whole bool, err error) {
 		// the payload, only to copy that once more.
 		ahead := min(end+1, uint32(len(p)))
 		if _, err := io.ReadFull(d.r, p[at:ahead]); err != nil {
-			return nil, false, noEOF(err)
+			return p, false, noEOF(err)
 		}
 		at = end
 		var more bool
@@ -147,7 +157,7 @@ func (d *decoder) payload(size uint32) (p []byte, whole bool, err error) {
 			more, err = d.more(at, size)
 		}
 		if !more || err != nil {
-			return nil, false, err
+			return p, false, err
 		}
 	}
 	return p, true, nil

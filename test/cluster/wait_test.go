@@ -13,8 +13,9 @@ import (
 
 // status is what these tests read of `cairn status --json`.
 type status struct {
-	Store struct{ Blocks int64 }
-	Node  *struct {
+	Store     struct{ Blocks int64 }
+	Namespace struct{ PatchBytes int64 }
+	Node      *struct {
 		ID      string
 		Name    string
 		Drained bool
