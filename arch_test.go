@@ -45,6 +45,7 @@ var layers = map[string]int{
 	"cas/tree":              3,
 
 	"cas/cache":    3,
+	"cas/gc":       3,
 	"p2p/exchange": 3,
 	"p2p/replica":  4,
 

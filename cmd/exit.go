@@ -57,6 +57,8 @@ var (
 	errOutExists = errors.New("file exists")
 	// errDamage says that a check found damage, which it has reported.
 	errDamage = errors.New("store is damaged")
+	// errNothingCollected says that no node could collect anything.
+	errNothingCollected = errors.New("nothing could be collected")
 )
 
 // usageError is an error in how a command was called.

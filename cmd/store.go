@@ -47,9 +47,10 @@ files in the mounted filesystem are kept without a pin.`,
 	}
 	ls.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a line: cid, name")
 	rm := &cobra.Command{
-		Use:     "rm CID…",
-		Short:   "Remove pins",
-		Long:    `Rm removes pins, so that their content need not be kept any longer.`,
+		Use:   "rm CID…",
+		Short: "Remove pins",
+		Long: `Rm removes pins. What no other pin and no file refers to is collected later, or by
+"cairn gc".`,
 		Example: example("cairn pin rm bafybei…"),
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -111,8 +112,23 @@ func (a *app) printStatus(s control.Status) error {
 	}
 	row("pins", "%d, %s", s.Pins.Count, bytesText(s.Pins.LogicalBytes))
 	row("dedup ratio", "%.2f", s.DedupRatio)
+	a.gcRow(s.GC, row)
 	a.clusterRows(s, row)
 	return w.Flush()
+}
+
+// gcRow says when unused blocks were last collected, or why they are not.
+func (a *app) gcRow(s control.GCStatus, row func(name, format string, args ...any)) {
+	switch {
+	case s.Held != "":
+		row("unused blocks", "not collected: %s", oneLine(s.Held))
+	case s.Phase != "idle":
+		row("unused blocks", "are being collected (%s)", s.Phase)
+	case s.LastCompleted != "":
+		row("unused blocks", "collected %s, %s freed here", s.LastCompleted, bytesText(s.FreedBytes))
+	default:
+		row("unused blocks", "never collected yet")
+	}
 }
 
 // clusterRows adds what a member knows of its cluster.

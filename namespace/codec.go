@@ -17,7 +17,7 @@ import (
 func (c *Command) AppendBinary(b []byte) ([]byte, error) {
 	m := namespacepb.Command{
 		Time: c.Time, Ops: make([]*namespacepb.Op, len(c.Ops)),
-		Session: uint64(c.Session), Seq: c.Seq, Acked: c.Acked,
+		Session: uint64(c.Session), Seq: c.Seq, Acked: c.Acked, Promised: c.Promised,
 	}
 	ops := make([]namespacepb.Op, len(c.Ops))
 	for i, op := range c.Ops {
@@ -37,7 +37,10 @@ func (c *Command) UnmarshalBinary(data []byte) error {
 	if err := unmarshal(data, &m); err != nil {
 		return fmt.Errorf("command: %w", err)
 	}
-	*c = Command{Time: m.Time, Ops: make([]Op, len(m.Ops)), Session: SessionID(m.Session), Seq: m.Seq, Acked: m.Acked}
+	*c = Command{
+		Time: m.Time, Ops: make([]Op, len(m.Ops)),
+		Session: SessionID(m.Session), Seq: m.Seq, Acked: m.Acked, Promised: m.Promised,
+	}
 	for i, p := range m.Ops {
 		op, err := decodeOp(p)
 		if err != nil {
@@ -113,6 +116,9 @@ func decodeOp(p *namespacepb.Op) (Op, error) {
 	case *namespacepb.Op_TrimHistory:
 		body = k.TrimHistory
 		op = &TrimHistory{Index: k.TrimHistory.GetIndex(), Time: k.TrimHistory.GetTime()}
+	case *namespacepb.Op_NextStep:
+		body = k.NextStep
+		op = &NextStep{Step: k.NextStep.GetStep()}
 	default:
 		body, op, err = decodeClusterOp(p)
 		if op == nil && err == nil {

@@ -51,6 +51,7 @@ func everyOp() []Op {
 		&OpenSession{Peer: name},
 		&EndSession{Session: 1<<64 - 1},
 		&SetVersion{Version: 7, Epoch: 8},
+		&NextStep{Step: 9},
 		&LockRange{Session: 1, Ino: 2, Kind: 255, Start: 3, End: 1<<64 - 1, Mode: 4},
 		&TakeTurn{Session: 1, Ino: 2, Leave: 1<<64 - 1},
 		&AwaitLock{Session: 1, ID: 2, Wait: &Wait{Owner: 1<<64 - 1, Wants: LockedRange{Ino: 3, Start: 4, End: 5, Write: true}, Has: []LockedRange{{Ino: 6, Start: 7, End: 8}, {Write: true}}, Ahead: true}},
@@ -71,7 +72,7 @@ func TestCommandsSurviveEncoding(t *testing.T) {
 		}
 		ops = append(ops, reflect.New(v.Type()).Interface().(Op)) // all fields zero
 	}
-	for _, cmd := range []Command{{Time: -1, Ops: ops}, {Time: 1, Ops: []Op{}}, {Ops: []Op{}, Session: 1, Seq: 2, Acked: 1<<64 - 1}} {
+	for _, cmd := range []Command{{Time: -1, Ops: ops}, {Time: 1, Ops: []Op{}}, {Ops: []Op{}, Session: 1, Seq: 2, Acked: 1<<64 - 1, Promised: 3}} {
 		data, err := cmd.AppendBinary([]byte("kept"))
 		if err != nil {
 			t.Fatal(err)

@@ -24,6 +24,12 @@ type Command struct {
 	Session SessionID
 	Seq     uint64
 	Acked   uint64
+
+	// Promised is the step of the collection, as State.Collection says it, at
+	// which the proposer began to rely on stores to keep the blocks that the
+	// command refers to. If they may have been collected since, it is refused
+	// with ErrPromise. It counts for commands only that refer to blocks.
+	Promised uint64
 }
 
 // RefersToBlocks reports whether blocks must be stored for the command to count:

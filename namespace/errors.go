@@ -39,8 +39,11 @@ var (
 	ErrMember        = errors.New("node is a member already")
 	ErrNoCluster     = errors.New("there is no cluster")
 	ErrCluster       = errors.New("there is a cluster already")
-	ErrMembers       = errors.New("the members have changed meanwhile")
-	ErrNotYet        = errors.New("not possible before all members run a version of cairn that knows it; `cairn doctor` says which do not")
+	// Of the collection of blocks; not for the kernel.
+	ErrPromise = errors.New("blocks that are referred to may have been collected since they were stored") // renew them and retry
+	ErrStep    = errors.New("collection is at another step")
+	ErrMembers = errors.New("the members have changed meanwhile")
+	ErrNotYet  = errors.New("not possible before all members run a version of cairn that knows it; `cairn doctor` says which do not")
 	// ErrTrimmed says that the history of the instant asked for is gone.
 	ErrTrimmed = errors.New("history has been trimmed") // ESTALE
 )

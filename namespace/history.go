@@ -107,6 +107,7 @@ func (t *txn) trimHistory(op *TrimHistory) error {
 		}
 		limit = max(limit, at)
 	}
+	limit = t.collect.keep(limit)
 	t.meta.trimmed = max(t.meta.trimmed, limit)
 	if err := t.trimEnded(); err != nil {
 		return t.fail(err)
@@ -194,13 +195,22 @@ func (t *txn) trimValue(tail []byte, ended uint64) error {
 		if err != nil {
 			return err
 		}
-		if i, _ := slices.BinarySearch(t.snapshots, ended); i > 0 && t.snapshots[i-1] >= began {
-			t.trim.set = append(t.trim.set, keptKey(nil, tail, t.snapshots[i-1], ended))
+		if snapshot, kept := snapshotOf(t.snapshots, began, ended); kept {
+			t.trim.set = append(t.trim.set, keptKey(nil, tail, snapshot, ended))
 			return nil
 		}
 	}
 	t.trim.delete = append(t.trim.delete, key)
 	return nil
+}
+
+// snapshotOf returns the latest of the snapshots, which ascend, that shows a value.
+func snapshotOf(snapshots []uint64, began, ended uint64) (snapshot uint64, ok bool) {
+	i, _ := slices.BinarySearch(snapshots, ended)
+	if i == 0 || snapshots[i-1] < began {
+		return 0, false
+	}
+	return snapshots[i-1], true
 }
 
 // trimTimes removes the entries of the time index that lead to where nothing can

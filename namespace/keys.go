@@ -33,6 +33,7 @@ const space = index.SpaceNamespace
 //	r session seq                result of a session's command
 //	l ino                        locks, and the queue for the content
 //	w session id                 wait for a lock
+//	G                            how far the collection of blocks is
 //	m                            counters and positions, rewritten by every command
 //	f                            version of the namespace (version.go) and hash key
 //
@@ -59,6 +60,7 @@ const (
 	tagSession  = 'S'
 	tagOutcome  = 'r'
 	tagLocks    = 'l'
+	tagCollect  = 'G'
 	tagWait     = 'w'
 	tagMeta     = 'm'
 	tagFormat   = 'f'

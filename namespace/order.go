@@ -112,6 +112,8 @@ type Change struct {
 	Ended []SessionID
 	// Members says that the View is another one.
 	Members bool
+	// Step says that the collection is at another step.
+	Step bool
 	// All says that anything may have changed: the State was replaced as a whole.
 	All bool
 }
@@ -143,7 +145,7 @@ func (s *State) tell(t *txn) {
 	if len(s.observers) == 0 || t.result.Err != nil {
 		return
 	}
-	c := &Change{Index: t.index, Members: t.cluster.changed, Ended: t.cluster.ended, Unlocked: t.cluster.locks}
+	c := &Change{Index: t.index, Members: t.cluster.changed, Ended: t.cluster.ended, Unlocked: t.cluster.locks, Step: t.collect.Began == t.index}
 	if ses := t.cluster.session; ses != nil {
 		c.Session = ses.id
 	}
@@ -169,7 +171,7 @@ func (s *State) tell(t *txn) {
 // tellAll tells the observers that everything may be different.
 func (s *State) tellAll(index uint64) {
 	for _, fn := range s.observers {
-		fn(&Change{Index: index, Members: true, All: true})
+		fn(&Change{Index: index, Members: true, Step: true, All: true})
 	}
 }
 

@@ -232,6 +232,9 @@ func (t *txn) foldContent(op *FoldContent) (*stagedInode, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.collect.remembers() {
+		return nil, fmt.Errorf("%w: content is folded after the round of collection", ErrConflict)
+	}
 	if p := &n.patches; p.First == 0 || op.Below != p.Below || op.UpTo < max(p.First, p.Below) || op.UpTo > n.version {
 		return nil, fmt.Errorf("%w: patches of %d up to %d, have %d", ErrConflict, op.Below, op.UpTo, p.Below)
 	}

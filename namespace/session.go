@@ -243,7 +243,7 @@ var outcomeErrors = [...]error{
 	1: ErrNotFound, ErrExist, ErrNotDir, ErrIsDir, ErrNotEmpty, ErrNameTooLong, ErrInvalid, ErrPerm, ErrTooManyLinks,
 	ErrNoAttr, ErrAttrTooLarge, ErrAttrSpace, ErrNotSupported, ErrAccess, ErrConflict, ErrLoop, ErrTrimmed, ErrLocked,
 	ErrSession, ErrStale, ErrNoInvite, ErrInviteExpired, ErrInviteUsed, ErrInviteBound, ErrNoMember, ErrMember,
-	ErrNoCluster, ErrCluster, ErrMembers, ErrNotYet, ErrTurn, ErrDeadlock, ErrPatches,
+	ErrNoCluster, ErrCluster, ErrMembers, ErrNotYet, ErrTurn, ErrDeadlock, ErrPatches, ErrPromise, ErrStep,
 }
 
 // storedError is an error with more to say than which it is.

@@ -77,6 +77,7 @@ type State struct {
 	meta      meta
 	version   uint32
 	snapshots []uint64 // indexes of the snapshots, ascending
+	collect   Collection
 	cache     cache
 	view      *p2p.View // nil without a cluster
 	sessions  map[SessionID]*session
@@ -153,6 +154,9 @@ func (s *State) load(format []byte) error {
 		return err
 	}
 	if s.snapshots, err = loadSnapshots(s.db); err != nil {
+		return err
+	}
+	if s.collect, err = loadCollection(s.db); err != nil {
 		return err
 	}
 	return s.loadCluster()

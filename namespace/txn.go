@@ -35,6 +35,7 @@ type txn struct {
 	nEntries  int
 	values    []*stagedValue
 	snapshots []uint64 // as of the command; shared with the State until changed
+	collect   Collection
 	trim      trim
 	cluster   clusterTxn
 	keyBuf    []byte
@@ -73,7 +74,7 @@ type stagedValue struct {
 func (t *txn) init(s *State) { t.s = s }
 
 func (t *txn) begin(index uint64, cmd *Command) {
-	t.meta, t.snapshots = t.s.meta, t.s.snapshots
+	t.meta, t.snapshots, t.collect = t.s.meta, t.s.snapshots, t.s.collect
 	t.index, t.now, t.place = index, cmd.Time, Position{}
 	t.logTime, t.claim = t.nextLogTime(cmd)
 	t.result = Result{Index: index}
@@ -95,7 +96,7 @@ func (t *txn) drop() {
 func (t *txn) run(cmd *Command) {
 	refuse := func(op int, err error) {
 		t.drop()
-		t.meta, t.snapshots = t.s.meta, t.s.snapshots
+		t.meta, t.snapshots, t.collect = t.s.meta, t.s.snapshots, t.s.collect
 		t.meta.applied = t.index
 		t.result = Result{Index: t.index, Err: err, FailedOp: op}
 	}
@@ -108,6 +109,10 @@ func (t *txn) run(cmd *Command) {
 	}
 	if len(cmd.Ops) > MaxOps {
 		refuse(0, fmt.Errorf("%w: %d ops in a command", ErrInvalid, len(cmd.Ops)))
+		return
+	}
+	if cmd.RefersToBlocks() && !t.collect.Honours(cmd.Promised) {
+		refuse(0, ErrPromise)
 		return
 	}
 	t.result.Inodes = make([]Inode, len(cmd.Ops))
@@ -177,6 +182,8 @@ func (t *txn) do(op Op) (*stagedInode, error) {
 		return nil, t.dropSnapshot(op)
 	case *TrimHistory:
 		return nil, t.trimHistory(op)
+	case *NextStep:
+		return nil, t.nextStep(op)
 	default:
 		return nil, t.doCluster(op)
 	}
@@ -348,7 +355,7 @@ func (t *txn) touch(n *stagedInode) {
 	if !n.stored {
 		return
 	}
-	if t.logTime-n.beganTime >= coalesce || t.pinned(n.began) {
+	if t.logTime-n.beganTime >= coalesce || t.pinned(n.began) || t.collect.shows(n.began) {
 		n.history = true
 		n.began, n.beganTime = t.index, t.logTime
 	}
@@ -483,7 +490,7 @@ func setOrDelete(b *pebble.Batch, key []byte, set bool, value []byte) error {
 // holds State.mu.
 func (t *txn) publish() error {
 	s, c := t.s, &t.s.cache
-	s.meta, s.snapshots = t.meta, t.snapshots
+	s.meta, s.snapshots, s.collect = t.meta, t.snapshots, t.collect
 	for _, n := range t.inodes[:t.nInodes] {
 		if n.dirty {
 			c.changed(n.ino, t.index)

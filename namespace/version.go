@@ -28,7 +28,8 @@ import (
 // Version is the version that this program knows. What each is:
 //
 //	1  names, members, sessions, locks
-//	2  SetVersion, and versions in registrations; TakeTurn, AwaitLock; patches of content
+//	2  SetVersion, and versions in registrations; TakeTurn, AwaitLock; patches of content;
+//	   collection of blocks
 const Version = 2
 
 // SetVersion raises the namespace's version. One that is reached already is no
@@ -45,6 +46,8 @@ func since(op Op) uint32 {
 	switch op := op.(type) {
 	case *SetVersion:
 		return op.Version
+	case *NextStep:
+		return 2 // and with it what Command.Promised says, which is 0 before the first
 	case *TakeTurn, *AwaitLock, *PatchContent, *FoldContent:
 		return 2
 	case *FoundCluster:

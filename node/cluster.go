@@ -113,6 +113,7 @@ func (c *cluster) open() (err error) {
 	o := replica.Options{
 		Transport: c.host, Local: c.n.blocks, Liveness: c.gossip, Proven: c.n.memberFile.Proven,
 		RepairRate: c.n.o.RepairRate, Logger: c.log,
+		Dead: c.n.collect.dead,
 	}
 	if c.n.o.BlockCache >= 0 && c.n.o.FS == vfs.Default {
 		size := c.n.o.BlockCache
@@ -431,6 +432,9 @@ func (n *Node) recovery(name string) (io.WriteCloser, error) {
 func (n *Node) observe(ch *namespace.Change) {
 	if v := n.volume; v != nil {
 		v.Observe(ch)
+	}
+	if ch.Step {
+		n.collect.observe()
 	}
 	c := n.cluster.Load()
 	if c == nil {

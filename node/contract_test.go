@@ -84,7 +84,10 @@ func TestNodes(t *testing.T) {
 }
 
 func testPins(t *testing.T, n control.Node, _ string) {
-	a, b, c := cas.Sum(cas.Raw, []byte("a")), cas.Sum(cas.DagPB, []byte("a")), cas.Sum(cas.Raw, []byte("c"))
+	if err := n.Pin(t.Context(), control.Pin{CID: cas.Sum(cas.Raw, []byte("nowhere"))}); err == nil {
+		t.Error("what is not stored was pinned")
+	}
+	a, b, c := store(t, n, 1, 10).CID, store(t, n, 2, 500_000).CID, store(t, n, 3, 10).CID
 	pin := func(pins ...control.Pin) {
 		t.Helper()
 		if err := n.Pin(t.Context(), pins...); err != nil {

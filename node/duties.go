@@ -45,6 +45,9 @@ const (
 func (c *cluster) serve() {
 	c.host.HandleStranger(protocolJoin, c.handleJoin)
 	c.host.Handle(protocolHolds, c.handleHolds)
+	c.host.Handle(protocolCollect, func(context.Context, p2p.PeerID, []byte) ([]byte, error) {
+		return json.Marshal(c.n.collect.report())
+	})
 	c.host.Handle(protocolMembers, c.handleMembers)
 	c.host.Handle(protocolInfo, func(context.Context, p2p.PeerID, []byte) ([]byte, error) {
 		return json.Marshal(c.info())

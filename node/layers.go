@@ -23,6 +23,7 @@ import (
 func (n *Node) openBlocks(context.Context) (err error) {
 	n.blocks, err = segment.Open(segment.Options{
 		FS: n.o.FS, Dir: n.path(segmentsDir), Index: n.index, Reserve: n.o.Reserve, Logger: n.o.Logger, Random: n.o.Random,
+		Touched: n.collect.recorder.Promised,
 	})
 	return err
 }

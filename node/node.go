@@ -135,6 +135,9 @@ type Node struct {
 	stores  storage
 	volume  *volume.Volume
 	pinned  pinSizes
+	uploads uploads
+	own     *upload // of commands in this process
+	collect *collector
 
 	failed chan error
 
@@ -162,6 +165,8 @@ type Node struct {
 func Open(ctx context.Context, o Options) (*Node, error) {
 	o.setDefaults()
 	n := &Node{o: o, failed: make(chan error, 1)}
+	n.own = n.newUpload()
+	n.collect = newCollector(n)
 	if err := n.open(ctx); err != nil {
 		// What closing says is a consequence; the cause is enough to know.
 		var closeErr error
@@ -190,6 +195,8 @@ func (n *Node) open(ctx context.Context) error {
 	tend, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n.stop = stop
 	n.tending.Go(func() { n.tend(tend) })
+	n.collect.start()
+	n.tending.Go(func() { n.collect.run(tend) })
 	return nil
 }
 

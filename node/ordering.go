@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/cairnfs/cairn/cas"
+	"github.com/cairnfs/cairn/cas/gc"
 	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/index/journal"
 	"github.com/cairnfs/cairn/namespace"
@@ -112,6 +113,7 @@ type storage struct {
 
 var (
 	_ cas.Store           = (*storage)(nil)
+	_ gc.Renewer          = (*storage)(nil)
 	_ manifest.Prefetcher = (*storage)(nil)
 )
 
@@ -127,6 +129,11 @@ func (s *storage) Put(ctx context.Context, blocks ...cas.Block) error {
 
 func (s *storage) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 	return (*s.current.Load()).Has(ctx, cids...)
+}
+
+// Renew is gc.Renewer's.
+func (s *storage) Renew(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	return gc.Promise(ctx, *s.current.Load(), cids...)
 }
 
 func (s *storage) Sync(ctx context.Context) error { return (*s.current.Load()).Sync(ctx) }

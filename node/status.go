@@ -36,9 +36,10 @@ func (n *Node) Get(ctx context.Context, c cas.CID, buf []byte) (cas.Block, error
 	return n.stores.Get(ctx, c, buf)
 }
 
-// Put stores blocks.
+// Put stores blocks. They are kept until the node is closed, and after that if they
+// are pinned.
 func (n *Node) Put(ctx context.Context, blocks ...cas.Block) error {
-	return n.stores.Put(ctx, blocks...)
+	return n.own.Put(ctx, blocks...)
 }
 
 // Ahead and Prefetch are those of manifest.Prefetcher: blocks that are on other nodes
@@ -75,10 +76,16 @@ func (n *Node) Sync(ctx context.Context) error { return n.stores.Sync(ctx) }
 
 // propose has ops ordered, applied and made durable.
 func (n *Node) propose(ctx context.Context, ops ...namespace.Op) (namespace.Result, error) {
+	return n.proposePromised(ctx, 0, ops...)
+}
+
+// proposePromised is propose of ops that refer to blocks which were promised in the
+// given step of the collection.
+func (n *Node) proposePromised(ctx context.Context, promised uint64, ops ...namespace.Op) (namespace.Result, error) {
 	if n.offline() {
 		return namespace.Result{}, ErrOffline
 	}
-	res, err := n.log.Propose(ctx, &namespace.Command{Time: n.o.Now().UnixNano(), Ops: ops})
+	res, err := n.log.Propose(ctx, &namespace.Command{Time: n.o.Now().UnixNano(), Ops: ops, Promised: promised})
 	if err != nil {
 		return res, err
 	}
@@ -90,23 +97,7 @@ func (n *Node) propose(ctx context.Context, ops ...namespace.Op) (namespace.Resu
 }
 
 // Pin pins content, durably, together with all blocks put before.
-func (n *Node) Pin(ctx context.Context, pins ...control.Pin) error {
-	for _, p := range pins {
-		if len(p.Name) > control.MaxPinName {
-			return fmt.Errorf("name of pin %v: %w", p.CID, namespace.ErrNameTooLong)
-		}
-	}
-	for batch := range slices.Chunk(pins, namespace.MaxOps) {
-		ops := make([]namespace.Op, len(batch))
-		for i, p := range batch {
-			ops[i] = &namespace.Pin{CID: p.CID, Name: p.Name}
-		}
-		if _, err := n.propose(ctx, ops...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (n *Node) Pin(ctx context.Context, pins ...control.Pin) error { return n.own.Pin(ctx, pins...) }
 
 // Unpin removes pins, durably.
 func (n *Node) Unpin(ctx context.Context, cids ...cas.CID) error {
@@ -174,6 +165,7 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 	if s.Store.RawBytes > 0 {
 		s.DedupRatio = float64(s.Namespace.LogicalBytes+s.Pins.LogicalBytes) / float64(s.Store.RawBytes)
 	}
+	s.GC = n.gcStatus()
 	n.clusterStatus(ctx, &s)
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -60,7 +60,8 @@ type file struct {
 	committed namespace.Inode // as of the last command of ours; guarded by move
 	err       error           // why the last attempt to move bytes down failed; guarded by mu
 
-	sharing // of a volume that is shared
+	promises // of the stores, for what has no name yet
+	sharing  // of a volume that is shared
 }
 
 // base is the stored layer of a file: exactly one of inline, reader and stream

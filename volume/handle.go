@@ -2,9 +2,11 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"syscall"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/namespace"
 )
 
@@ -36,12 +38,19 @@ func (h *Handle) KeepCache() bool { return h.keep || !h.f.v.Shared() }
 // Read fills p from off on and returns the number of bytes, which is less than
 // len(p) only where the file ends.
 func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
-	if h.f.v.Shared() {
-		if err := h.beforeRead(ctx); err != nil {
-			return 0, err
+	for {
+		was := h.f.basis()
+		if h.f.v.Shared() {
+			if err := h.beforeRead(ctx); err != nil {
+				return 0, err
+			}
 		}
+		n, err := h.f.read(ctx, p, off)
+		if !errors.Is(err, cas.ErrNotFound) || h.f.basis() == was && !h.f.stale.Load() {
+			return n, err
+		}
+		// The content was replaced meanwhile, and what it was is gone.
 	}
-	return h.f.read(ctx, p, off)
 }
 
 // Write stores p at off, at the end if the handle was opened with O_APPEND, and

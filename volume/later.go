@@ -97,7 +97,7 @@ func (f *file) nameWith(ctx context.Context, ops ...namespace.Op) (namespace.Res
 	l, ctime := f.later, f.ctime
 	f.mu.Unlock()
 	if l.mask == 0 {
-		return f.v.propose(ctx, ops...)
+		return f.proposeAt(ctx, f.v.now(), ops...)
 	}
 	n, err := f.v.o.State.Inode(f.ino)
 	if err != nil {
@@ -106,7 +106,7 @@ func (f *file) nameWith(ctx context.Context, ops ...namespace.Op) (namespace.Res
 	ops = append(ops, &namespace.SetAttr{
 		Ino: f.ino, Mask: l.mask, Mode: l.mode, UID: l.uid, GID: l.gid, Atime: l.atime, Mtime: l.mtime,
 	})
-	res, err := f.v.proposeAt(ctx, max(ctime, n.Ctime), ops...)
+	res, err := f.proposeAt(ctx, max(ctime, n.Ctime), ops...)
 	if err != nil {
 		return res, err
 	}

@@ -110,6 +110,8 @@ func TestFilesAreWhatWasWritten(t *testing.T) {
 				m.do()
 			}
 			m.reopen()
+			m.r.gc.marks = 300 // so few that parts are swept one after the other
+			m.collectAll()
 			m.compareAll()
 			m.r.close()
 		})
@@ -156,7 +158,7 @@ func (m *modelTest) do() {
 	ctx := m.t.Context()
 	f := m.files[m.rnd.IntN(len(m.files))]
 	length := int64(len(f.content))
-	switch m.rnd.IntN(30) {
+	switch m.rnd.IntN(32) {
 	case 0, 1, 2, 3, 4, 5:
 		off, p := m.rnd.Int64N(length+1+length/8), m.bytes(m.size())
 		m.log("inode %d: write [%d,%d) of %d", f.ino, off, off+int64(len(p)), length)
@@ -249,6 +251,14 @@ func (m *modelTest) do() {
 		m.copyRange(f, m.files[m.rnd.IntN(len(m.files))])
 	case 26:
 		m.seek(f)
+	case 27:
+		m.log("collect: %v", m.r.state.Collection().Phase())
+		m.must(m.r.collectStep(ctx))
+	case 28:
+		if m.rnd.IntN(2) == 0 {
+			m.log("trim history")
+			m.must(m.r.trimHistory(ctx))
+		}
 	default:
 		m.compare(f)
 	}

@@ -66,6 +66,7 @@ func (f *file) ensureStream(ctx context.Context) error {
 	if b.stream != nil {
 		return nil
 	}
+	f.relyNow()
 	var (
 		blocks = &waiting{Store: f.v.o.Store}
 		w      *manifest.Writer
@@ -126,12 +127,14 @@ func (f *file) commit(ctx context.Context) error {
 
 // commitOnce fails if another node has named content meanwhile.
 func (f *file) commitOnce(ctx context.Context) error {
+	step := f.v.step()
 	f.mu.Lock()
 	if !f.changed && f.dirty.empty() && f.base.stream == nil {
 		f.tail = -1
 		f.mu.Unlock()
 		return nil
 	}
+	f.rely(step)
 	f.freeze()
 	size, last := f.size, f.last
 	f.mu.Unlock()
@@ -165,7 +168,7 @@ func (f *file) freeze() {
 func (f *file) landed() {
 	f.v.mem.Add(-f.frozen.mem)
 	f.frozen = f.v.noExtents()
-	f.first = 0
+	f.first, f.logged = 0, nil
 	f.err, f.frozenTail = nil, -1
 	f.changed = f.touched != f.frozenTouched || f.later.n != f.frozenLater // what came meanwhile is for the next commit
 	if !f.changed {
@@ -291,6 +294,7 @@ func (f *file) record(spill bool) error {
 		}
 		f.dirty.put(e)
 		f.recorded(e.seq)
+		f.logs(e)
 	}
 	if spill {
 		for _, e := range f.dirty.all() {

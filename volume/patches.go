@@ -222,6 +222,10 @@ func (v *Volume) foldLoop(ctx context.Context) {
 // foldPatches makes one tree of what is stored of the file and the patches above. What
 // has no name any more will go with all it has.
 func (f *file) foldPatches(ctx context.Context) error {
+	// A round of collection waits: what is stored here has a name when it goes on.
+	f.v.copying.RLock()
+	defer f.v.copying.RUnlock()
+	step := f.v.step()
 	b, n, err := f.patched(ctx)
 	if err != nil {
 		return err
@@ -235,9 +239,10 @@ func (f *file) foldPatches(ctx context.Context) error {
 		return fmt.Errorf("fold the patches of inode %d: %w", f.ino, err)
 	}
 	c.Folded = n.Content.Folded
-	_, err = f.v.propose(ctx, &namespace.FoldContent{Ino: f.ino, Below: b.below, UpTo: n.Version, Content: c})
+	fold := &namespace.FoldContent{Ino: f.ino, Below: b.below, UpTo: n.Version, Content: c}
+	_, err = f.v.proposeCommand(ctx, &namespace.Command{Time: f.v.now(), Promised: step, Ops: []namespace.Op{fold}})
 	switch {
-	case errors.Is(err, namespace.ErrConflict) || errors.Is(err, namespace.ErrNotFound):
+	case errors.Is(err, namespace.ErrConflict) || errors.Is(err, namespace.ErrPromise) || errors.Is(err, namespace.ErrNotFound):
 	case err != nil:
 		return fmt.Errorf("fold the patches of inode %d: %w", f.ino, err)
 	}

@@ -147,29 +147,42 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 	if n < h.f.v.o.shareMin {
 		return h.f.copyBytes(ctx, off, src.f, srcOff, n)
 	}
-	b, size, err := src.f.stored(ctx) // but for patches, whose bytes are copied
+	copied := false
+	// Patches are copied as bytes.
+	named, err := h.f.copyFrom(ctx, src.f, func(b base, size int64) error {
+		n = min(n, size-srcOff)
+		if b.reader == nil || n < h.f.v.o.shareMin {
+			return nil
+		}
+		copied = true
+		return h.f.change(ctx, func() { h.f.share(off, &b, srcOff, n) })
+	})
 	if err != nil {
 		return 0, err
 	}
-	n = min(n, size-srcOff)
-	if b.reader == nil || n < h.f.v.o.shareMin {
+	if !named || !copied {
 		return h.f.copyBytes(ctx, off, src.f, srcOff, max(n, 0))
 	}
+	return n, nil
+}
+
+// share puts n bytes of b from srcOff on into the dirty layer at off: what is in its tree
+// as a part of that. Called with mu held.
+func (f *file) share(off int64, b *base, srcOff, n int64) {
 	inTree := max(0, min(n, b.length-srcOff))
-	return n, h.f.change(ctx, func() {
-		if inTree > 0 {
-			h.f.dirty.put(extent{off: off, n: inTree, kind: shared, tree: b.reader, pos: srcOff})
-		}
-		if inTree < n {
-			h.f.dirty.put(extent{off: off + inTree, n: n - inTree, kind: zeros})
-		}
-		if b.patches != nil {
-			b.patches.each(srcOff, srcOff+n, func(e extent) bool {
-				e = e.slice(max(e.off, srcOff), min(e.end(), srcOff+n))
-				h.f.dirty.write(e.mem, off+e.off-srcOff)
-				return true
-			})
-		}
+	if inTree > 0 {
+		f.dirty.put(extent{off: off, n: inTree, kind: shared, tree: b.reader, pos: srcOff})
+	}
+	if inTree < n {
+		f.dirty.put(extent{off: off + inTree, n: n - inTree, kind: zeros})
+	}
+	if b.patches == nil {
+		return
+	}
+	b.patches.each(srcOff, srcOff+n, func(e extent) bool {
+		e = e.slice(max(e.off, srcOff), min(e.end(), srcOff+n))
+		f.dirty.write(e.mem, off+e.off-srcOff)
+		return true
 	})
 }
 

@@ -229,6 +229,8 @@ func (f *file) replay(r replayed) {
 		e.at, e.pos = r.at, rangeHeaderSize
 	case shared:
 		e.tree, e.pos = f.v.reader(r.Tree), r.TreeOff
+		f.rely(f.v.step())
+		f.logs(e)
 	}
 	if r.N > 0 {
 		f.dirty.put(e)

@@ -29,6 +29,8 @@ type rig struct {
 	full    *full
 	journal *journal.Journal
 	state   *namespace.State
+	log     *solo.Log
+	gc      round
 }
 
 // full is a store that has no space left while it is switched on.
@@ -71,13 +73,14 @@ func openRig(t testing.TB, fs vfs.FS, keep journal.Seq) *rig {
 	var err error
 	r.db, err = index.Open(index.Options{FS: fs, Dir: "index", Logger: quiet})
 	must(err)
-	r.blocks, err = segment.Open(segment.Options{FS: fs, Dir: "segments", Index: r.db, Reserve: -1, Logger: quiet})
+	r.blocks, err = segment.Open(segment.Options{FS: fs, Dir: "segments", Index: r.db, Reserve: -1, Logger: quiet, Touched: r.gc.recorder().Promised})
 	must(err)
 	r.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal", Logger: quiet, SyncBlocks: r.blocks.SyncTo})
 	must(err)
 	r.state, err = namespace.Open(r.db.Pebble(), namespace.Options{})
 	must(err)
 	log := solo.Open(r.state, r.journal, r.blocks.Mark)
+	r.log = log
 	r.db.SetBarrier(func() error {
 		if err := r.blocks.Sync(context.Background()); err != nil {
 			return err

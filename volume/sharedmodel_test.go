@@ -208,6 +208,12 @@ func (m *sharedModel) do() {
 				f.name(h.node)
 			}
 		}
+	case k < 91:
+		m.log("collect: %v", m.hub.nodes[0].state.Collection().Phase())
+		m.must(m.hub.collectStep(m.t.Context()))
+	case k < 93:
+		m.log("trim history")
+		m.hub.trimHistory()
 	default:
 		m.close(h)
 	}

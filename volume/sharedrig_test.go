@@ -32,6 +32,7 @@ type hub struct {
 	t      testing.TB
 	blocks counted
 	nodes  []*member
+	gc     round
 	ahead  atomic.Int64 // of the clock of all nodes
 
 	mu   sync.Mutex
@@ -80,6 +81,7 @@ type member struct {
 func newHub(t testing.TB, n int) *hub {
 	h := &hub{t: t}
 	h.more = sync.NewCond(&h.mu)
+	h.blocks.Touched = h.gc.recorder().Promised
 	for i := range n {
 		h.nodes = append(h.nodes, h.newMember(i))
 	}

@@ -100,6 +100,10 @@ func (v *Volume) foldOld(ctx context.Context) error {
 	return failed
 }
 
+// ReapIdle removes files without a name that nobody has open any more. If the volume is
+// shared, it is for others to see to it.
+func (v *Volume) ReapIdle(ctx context.Context) error { return v.reapIdle(ctx) }
+
 // reapIdle reaps the orphans that are not open and unknown to the kernel.
 func (v *Volume) reapIdle(ctx context.Context) error {
 	if v.Shared() {

@@ -121,6 +121,7 @@ type Volume struct {
 	buffers  buffers
 	writers  sync.Pool    // of *manifest.Writer, for files that are written at once
 	trimming sync.RWMutex // held for reading while records are read
+	copying  sync.RWMutex // held for reading while content is taken over from a file
 
 	replayed map[namespace.Ino][]replayed // between Replay and Start
 
@@ -261,10 +262,14 @@ func (v *Volume) propose(ctx context.Context, ops ...namespace.Op) (namespace.Re
 }
 
 func (v *Volume) proposeAt(ctx context.Context, now int64, ops ...namespace.Op) (namespace.Result, error) {
+	return v.proposeCommand(ctx, &namespace.Command{Time: now, Ops: ops})
+}
+
+func (v *Volume) proposeCommand(ctx context.Context, cmd *namespace.Command) (namespace.Result, error) {
 	if err := v.checkLow(); err != nil {
 		return namespace.Result{}, err
 	}
-	res, err := v.o.Log.Propose(ctx, &namespace.Command{Time: now, Ops: ops})
+	res, err := v.o.Log.Propose(ctx, cmd)
 	if err == nil {
 		err = res.Err
 	}

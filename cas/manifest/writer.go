@@ -389,6 +389,20 @@ func (w *Writer) Snapshot(ctx context.Context) (Root, error) {
 	return Root{root.cid, w.size, w.inHoles}, nil
 }
 
+// Parts returns CIDs from which all blocks are reached that the tree of what was
+// written so far consists of, but for those that Write or Snapshot has not stored yet.
+func (w *Writer) Parts() []cas.CID {
+	var parts []cas.CID
+	for i := range w.tree.levels {
+		for _, l := range w.tree.levels[i].links {
+			if n := len(parts); n == 0 || parts[n-1] != l.cid {
+				parts = append(parts, l.cid)
+			}
+		}
+	}
+	return parts
+}
+
 // Finish stores the rest of the tree and returns its root: all its blocks have
 // been put, none is durable before the store's Sync. After that w takes nothing
 // but Reset, Size and ReadAt.

@@ -3,7 +3,9 @@
 package mem
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/cairnfs/cairn/cas"
@@ -13,6 +15,10 @@ import (
 // Like every store it keys blocks by hash: the codec says how to read bytes, not
 // which bytes they are.
 type Store struct {
+	// Touched, if not nil, is called for each block that Put stores or finds
+	// stored, and each that Has finds, while Delete waits. Set before use.
+	Touched func(cas.CID)
+
 	mu     sync.RWMutex
 	blocks map[[cas.HashSize]byte][]byte
 }
@@ -45,6 +51,9 @@ func (s *Store) Put(ctx context.Context, blocks ...cas.Block) error {
 		if _, ok := s.blocks[b.CID().Hash()]; !ok {
 			s.blocks[b.CID().Hash()] = append([]byte(nil), b.Data()...)
 		}
+		if s.Touched != nil {
+			s.Touched(b.CID())
+		}
 	}
 	return nil
 }
@@ -58,7 +67,9 @@ func (s *Store) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 	defer s.mu.RUnlock()
 	has := make([]bool, len(cids))
 	for i, c := range cids {
-		_, has[i] = s.blocks[c.Hash()]
+		if _, has[i] = s.blocks[c.Hash()]; has[i] && s.Touched != nil {
+			s.Touched(c)
+		}
 	}
 	return has, nil
 }
@@ -71,4 +82,37 @@ func (s *Store) Len() int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return len(s.blocks)
+}
+
+// List appends to page[:0] at most limit CIDs of blocks held whose hash is greater than
+// after, in order of hash. All are of codec raw.
+func (s *Store) List(ctx context.Context, after [cas.HashSize]byte, limit int, page []cas.CID) ([]cas.CID, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	page = page[:0]
+	for hash := range s.blocks {
+		if bytes.Compare(hash[:], after[:]) > 0 {
+			page = append(page, cas.NewCID(cas.Raw, hash))
+		}
+	}
+	slices.SortFunc(page, func(a, b cas.CID) int {
+		x, y := a.Hash(), b.Hash()
+		return bytes.Compare(x[:], y[:])
+	})
+	return page[:min(limit, len(page))], ctx.Err()
+}
+
+// Delete forgets those of the blocks that are held and for which unless, if it is not
+// nil, says false.
+func (s *Store) Delete(ctx context.Context, cids []cas.CID, unless func(cas.CID) bool) (deleted int, freed int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range cids {
+		data, held := s.blocks[c.Hash()]
+		if held && (unless == nil || !unless(c)) {
+			delete(s.blocks, c.Hash())
+			deleted, freed = deleted+1, freed+int64(len(data))
+		}
+	}
+	return deleted, freed, ctx.Err()
 }

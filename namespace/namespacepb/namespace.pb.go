@@ -934,6 +934,7 @@ type Command struct {
 	Session       uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
 	Seq           uint64 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
 	Acked         uint64 `protobuf:"varint,5,opt,name=acked,proto3" json:"acked,omitempty"`
+	Promised      uint64 `protobuf:"varint,6,opt,name=promised,proto3" json:"promised,omitempty"` // step of the collection in which blocks it refers to were promised
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1003,6 +1004,13 @@ func (x *Command) GetAcked() uint64 {
 	return 0
 }
 
+func (x *Command) GetPromised() uint64 {
+	if x != nil {
+		return x.Promised
+	}
+	return 0
+}
+
 type Op struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -1034,6 +1042,7 @@ type Op struct {
 	//	*Op_EndSession
 	//	*Op_LockRange
 	//	*Op_ForceCluster
+	//	*Op_NextStep
 	//	*Op_SetVersion
 	//	*Op_TakeTurn
 	//	*Op_AwaitLock
@@ -1324,6 +1333,15 @@ func (x *Op) GetForceCluster() *ForceCluster {
 	return nil
 }
 
+func (x *Op) GetNextStep() *NextStep {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_NextStep); ok {
+			return x.NextStep
+		}
+	}
+	return nil
+}
+
 func (x *Op) GetSetVersion() *SetVersion {
 	if x != nil {
 		if x, ok := x.Kind.(*Op_SetVersion); ok {
@@ -1481,6 +1499,10 @@ type Op_ForceCluster struct {
 	ForceCluster *ForceCluster `protobuf:"bytes,27,opt,name=force_cluster,json=forceCluster,proto3,oneof"`
 }
 
+type Op_NextStep struct {
+	NextStep *NextStep `protobuf:"bytes,28,opt,name=next_step,json=nextStep,proto3,oneof"`
+}
+
 type Op_SetVersion struct {
 	SetVersion *SetVersion `protobuf:"bytes,30,opt,name=set_version,json=setVersion,proto3,oneof"`
 }
@@ -1554,6 +1576,8 @@ func (*Op_EndSession) isOp_Kind() {}
 func (*Op_LockRange) isOp_Kind() {}
 
 func (*Op_ForceCluster) isOp_Kind() {}
+
+func (*Op_NextStep) isOp_Kind() {}
 
 func (*Op_SetVersion) isOp_Kind() {}
 
@@ -3446,6 +3470,120 @@ func (x *LockRange) GetMode() uint32 {
 	return 0
 }
 
+// NextStep takes the collection of blocks to a step from the one before it.
+type NextStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          uint64                 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NextStep) Reset() {
+	*x = NextStep{}
+	mi := &file_namespace_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NextStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NextStep) ProtoMessage() {}
+
+func (x *NextStep) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NextStep.ProtoReflect.Descriptor instead.
+func (*NextStep) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *NextStep) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+// Collection is the value of the key of the collection of blocks.
+type Collection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          uint64                 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	Began         uint64                 `protobuf:"varint,2,opt,name=began,proto3" json:"began,omitempty"`     // index of the command that began the step
+	Renewed       uint64                 `protobuf:"varint,3,opt,name=renewed,proto3" json:"renewed,omitempty"` // index of the command that last began a step of renewing
+	Time          int64                  `protobuf:"fixed64,4,opt,name=time,proto3" json:"time,omitempty"`      // log time at which the last round ended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Collection) Reset() {
+	*x = Collection{}
+	mi := &file_namespace_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Collection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Collection) ProtoMessage() {}
+
+func (x *Collection) ProtoReflect() protoreflect.Message {
+	mi := &file_namespace_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Collection.ProtoReflect.Descriptor instead.
+func (*Collection) Descriptor() ([]byte, []int) {
+	return file_namespace_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Collection) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Collection) GetBegan() uint64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
+func (x *Collection) GetRenewed() uint64 {
+	if x != nil {
+		return x.Renewed
+	}
+	return 0
+}
+
+func (x *Collection) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 // TakeTurn enters the queue for the content of an inode, or leaves it.
 type TakeTurn struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3458,7 +3596,7 @@ type TakeTurn struct {
 
 func (x *TakeTurn) Reset() {
 	*x = TakeTurn{}
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3608,7 @@ func (x *TakeTurn) String() string {
 func (*TakeTurn) ProtoMessage() {}
 
 func (x *TakeTurn) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[42]
+	mi := &file_namespace_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3621,7 @@ func (x *TakeTurn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeTurn.ProtoReflect.Descriptor instead.
 func (*TakeTurn) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{42}
+	return file_namespace_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TakeTurn) GetSession() uint64 {
@@ -3520,7 +3658,7 @@ type AwaitLock struct {
 
 func (x *AwaitLock) Reset() {
 	*x = AwaitLock{}
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3532,7 +3670,7 @@ func (x *AwaitLock) String() string {
 func (*AwaitLock) ProtoMessage() {}
 
 func (x *AwaitLock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[43]
+	mi := &file_namespace_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +3683,7 @@ func (x *AwaitLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitLock.ProtoReflect.Descriptor instead.
 func (*AwaitLock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{43}
+	return file_namespace_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AwaitLock) GetSession() uint64 {
@@ -3582,7 +3720,7 @@ type Wait struct {
 
 func (x *Wait) Reset() {
 	*x = Wait{}
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +3732,7 @@ func (x *Wait) String() string {
 func (*Wait) ProtoMessage() {}
 
 func (x *Wait) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[44]
+	mi := &file_namespace_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3745,7 @@ func (x *Wait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wait.ProtoReflect.Descriptor instead.
 func (*Wait) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{44}
+	return file_namespace_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Wait) GetOwner() uint64 {
@@ -3650,7 +3788,7 @@ type LockedRange struct {
 
 func (x *LockedRange) Reset() {
 	*x = LockedRange{}
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +3800,7 @@ func (x *LockedRange) String() string {
 func (*LockedRange) ProtoMessage() {}
 
 func (x *LockedRange) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[45]
+	mi := &file_namespace_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +3813,7 @@ func (x *LockedRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockedRange.ProtoReflect.Descriptor instead.
 func (*LockedRange) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{45}
+	return file_namespace_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LockedRange) GetIno() uint64 {
@@ -3717,7 +3855,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3729,7 +3867,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[46]
+	mi := &file_namespace_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3742,7 +3880,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{46}
+	return file_namespace_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Session) GetPeer() []byte {
@@ -3776,7 +3914,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_namespace_proto_msgTypes[47]
+	mi := &file_namespace_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +3926,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[47]
+	mi := &file_namespace_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +3939,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{47}
+	return file_namespace_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Outcome) GetIndex() uint64 {
@@ -3870,7 +4008,7 @@ type Locks struct {
 
 func (x *Locks) Reset() {
 	*x = Locks{}
-	mi := &file_namespace_proto_msgTypes[48]
+	mi := &file_namespace_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3882,7 +4020,7 @@ func (x *Locks) String() string {
 func (*Locks) ProtoMessage() {}
 
 func (x *Locks) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[48]
+	mi := &file_namespace_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3895,7 +4033,7 @@ func (x *Locks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locks.ProtoReflect.Descriptor instead.
 func (*Locks) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{48}
+	return file_namespace_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Locks) GetLocks() []*Lock {
@@ -3919,7 +4057,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_namespace_proto_msgTypes[49]
+	mi := &file_namespace_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3931,7 +4069,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_namespace_proto_msgTypes[49]
+	mi := &file_namespace_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3944,7 +4082,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_namespace_proto_rawDescGZIP(), []int{49}
+	return file_namespace_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Lock) GetSession() uint64 {
@@ -4073,13 +4211,14 @@ const file_namespace_proto_rawDesc = "" +
 	"entry_term\x18\f \x01(\x06R\tentryTerm\x12\x1d\n" +
 	"\n" +
 	"time_claim\x18\r \x01(\x04R\ttimeClaim\x12\x18\n" +
-	"\apatches\x18\x0e \x01(\x06R\apatches\"\x89\x01\n" +
+	"\apatches\x18\x0e \x01(\x06R\apatches\"\xa5\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x10R\x04time\x12(\n" +
 	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x14\n" +
-	"\x05acked\x18\x05 \x01(\x04R\x05acked\"\xd4\x0f\n" +
+	"\x05acked\x18\x05 \x01(\x04R\x05acked\x12\x1a\n" +
+	"\bpromised\x18\x06 \x01(\x04R\bpromised\"\x91\x10\n" +
 	"\x02Op\x124\n" +
 	"\x06create\x18\x01 \x01(\v2\x1a.cairn.namespace.v1.CreateH\x00R\x06create\x12.\n" +
 	"\x04link\x18\x02 \x01(\v2\x18.cairn.namespace.v1.LinkH\x00R\x04link\x124\n" +
@@ -4115,7 +4254,8 @@ const file_namespace_proto_rawDesc = "" +
 	"endSession\x12>\n" +
 	"\n" +
 	"lock_range\x18\x1a \x01(\v2\x1d.cairn.namespace.v1.LockRangeH\x00R\tlockRange\x12G\n" +
-	"\rforce_cluster\x18\x1b \x01(\v2 .cairn.namespace.v1.ForceClusterH\x00R\fforceCluster\x12A\n" +
+	"\rforce_cluster\x18\x1b \x01(\v2 .cairn.namespace.v1.ForceClusterH\x00R\fforceCluster\x12;\n" +
+	"\tnext_step\x18\x1c \x01(\v2\x1c.cairn.namespace.v1.NextStepH\x00R\bnextStep\x12A\n" +
 	"\vset_version\x18\x1e \x01(\v2\x1e.cairn.namespace.v1.SetVersionH\x00R\n" +
 	"setVersion\x12;\n" +
 	"\ttake_turn\x18  \x01(\v2\x1c.cairn.namespace.v1.TakeTurnH\x00R\btakeTurn\x12>\n" +
@@ -4266,7 +4406,15 @@ const file_namespace_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\rR\x04kind\x12\x14\n" +
 	"\x05start\x18\x04 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x05 \x01(\x04R\x03end\x12\x12\n" +
-	"\x04mode\x18\x06 \x01(\rR\x04mode\"L\n" +
+	"\x04mode\x18\x06 \x01(\rR\x04mode\"\x1e\n" +
+	"\bNextStep\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\"d\n" +
+	"\n" +
+	"Collection\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
+	"\x05began\x18\x02 \x01(\x04R\x05began\x12\x18\n" +
+	"\arenewed\x18\x03 \x01(\x04R\arenewed\x12\x12\n" +
+	"\x04time\x18\x04 \x01(\x10R\x04time\"L\n" +
 	"\bTakeTurn\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x14\n" +
@@ -4320,7 +4468,7 @@ func file_namespace_proto_rawDescGZIP() []byte {
 	return file_namespace_proto_rawDescData
 }
 
-var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_namespace_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_namespace_proto_goTypes = []any{
 	(*Inode)(nil),        // 0: cairn.namespace.v1.Inode
 	(*Patches)(nil),      // 1: cairn.namespace.v1.Patches
@@ -4364,14 +4512,16 @@ var file_namespace_proto_goTypes = []any{
 	(*OpenSession)(nil),  // 39: cairn.namespace.v1.OpenSession
 	(*EndSession)(nil),   // 40: cairn.namespace.v1.EndSession
 	(*LockRange)(nil),    // 41: cairn.namespace.v1.LockRange
-	(*TakeTurn)(nil),     // 42: cairn.namespace.v1.TakeTurn
-	(*AwaitLock)(nil),    // 43: cairn.namespace.v1.AwaitLock
-	(*Wait)(nil),         // 44: cairn.namespace.v1.Wait
-	(*LockedRange)(nil),  // 45: cairn.namespace.v1.LockedRange
-	(*Session)(nil),      // 46: cairn.namespace.v1.Session
-	(*Outcome)(nil),      // 47: cairn.namespace.v1.Outcome
-	(*Locks)(nil),        // 48: cairn.namespace.v1.Locks
-	(*Lock)(nil),         // 49: cairn.namespace.v1.Lock
+	(*NextStep)(nil),     // 42: cairn.namespace.v1.NextStep
+	(*Collection)(nil),   // 43: cairn.namespace.v1.Collection
+	(*TakeTurn)(nil),     // 44: cairn.namespace.v1.TakeTurn
+	(*AwaitLock)(nil),    // 45: cairn.namespace.v1.AwaitLock
+	(*Wait)(nil),         // 46: cairn.namespace.v1.Wait
+	(*LockedRange)(nil),  // 47: cairn.namespace.v1.LockedRange
+	(*Session)(nil),      // 48: cairn.namespace.v1.Session
+	(*Outcome)(nil),      // 49: cairn.namespace.v1.Outcome
+	(*Locks)(nil),        // 50: cairn.namespace.v1.Locks
+	(*Lock)(nil),         // 51: cairn.namespace.v1.Lock
 }
 var file_namespace_proto_depIdxs = []int32{
 	4,  // 0: cairn.namespace.v1.Inode.content:type_name -> cairn.namespace.v1.Content
@@ -4405,27 +4555,28 @@ var file_namespace_proto_depIdxs = []int32{
 	40, // 28: cairn.namespace.v1.Op.end_session:type_name -> cairn.namespace.v1.EndSession
 	41, // 29: cairn.namespace.v1.Op.lock_range:type_name -> cairn.namespace.v1.LockRange
 	36, // 30: cairn.namespace.v1.Op.force_cluster:type_name -> cairn.namespace.v1.ForceCluster
-	37, // 31: cairn.namespace.v1.Op.set_version:type_name -> cairn.namespace.v1.SetVersion
-	42, // 32: cairn.namespace.v1.Op.take_turn:type_name -> cairn.namespace.v1.TakeTurn
-	43, // 33: cairn.namespace.v1.Op.await_lock:type_name -> cairn.namespace.v1.AwaitLock
-	20, // 34: cairn.namespace.v1.Op.patch_content:type_name -> cairn.namespace.v1.PatchContent
-	21, // 35: cairn.namespace.v1.Op.fold_content:type_name -> cairn.namespace.v1.FoldContent
-	4,  // 36: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
-	4,  // 37: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
-	3,  // 38: cairn.namespace.v1.PatchContent.ranges:type_name -> cairn.namespace.v1.Range
-	4,  // 39: cairn.namespace.v1.FoldContent.content:type_name -> cairn.namespace.v1.Content
-	30, // 40: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
-	30, // 41: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
-	30, // 42: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
-	44, // 43: cairn.namespace.v1.AwaitLock.wait:type_name -> cairn.namespace.v1.Wait
-	45, // 44: cairn.namespace.v1.Wait.wants:type_name -> cairn.namespace.v1.LockedRange
-	45, // 45: cairn.namespace.v1.Wait.has:type_name -> cairn.namespace.v1.LockedRange
-	49, // 46: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	42, // 31: cairn.namespace.v1.Op.next_step:type_name -> cairn.namespace.v1.NextStep
+	37, // 32: cairn.namespace.v1.Op.set_version:type_name -> cairn.namespace.v1.SetVersion
+	44, // 33: cairn.namespace.v1.Op.take_turn:type_name -> cairn.namespace.v1.TakeTurn
+	45, // 34: cairn.namespace.v1.Op.await_lock:type_name -> cairn.namespace.v1.AwaitLock
+	20, // 35: cairn.namespace.v1.Op.patch_content:type_name -> cairn.namespace.v1.PatchContent
+	21, // 36: cairn.namespace.v1.Op.fold_content:type_name -> cairn.namespace.v1.FoldContent
+	4,  // 37: cairn.namespace.v1.Create.content:type_name -> cairn.namespace.v1.Content
+	4,  // 38: cairn.namespace.v1.SetContent.content:type_name -> cairn.namespace.v1.Content
+	3,  // 39: cairn.namespace.v1.PatchContent.ranges:type_name -> cairn.namespace.v1.Range
+	4,  // 40: cairn.namespace.v1.FoldContent.content:type_name -> cairn.namespace.v1.Content
+	30, // 41: cairn.namespace.v1.Cluster.first:type_name -> cairn.namespace.v1.Member
+	30, // 42: cairn.namespace.v1.Redeem.member:type_name -> cairn.namespace.v1.Member
+	30, // 43: cairn.namespace.v1.SetMember.member:type_name -> cairn.namespace.v1.Member
+	46, // 44: cairn.namespace.v1.AwaitLock.wait:type_name -> cairn.namespace.v1.Wait
+	47, // 45: cairn.namespace.v1.Wait.wants:type_name -> cairn.namespace.v1.LockedRange
+	47, // 46: cairn.namespace.v1.Wait.has:type_name -> cairn.namespace.v1.LockedRange
+	51, // 47: cairn.namespace.v1.Locks.locks:type_name -> cairn.namespace.v1.Lock
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_namespace_proto_init() }
@@ -4461,6 +4612,7 @@ func file_namespace_proto_init() {
 		(*Op_EndSession)(nil),
 		(*Op_LockRange)(nil),
 		(*Op_ForceCluster)(nil),
+		(*Op_NextStep)(nil),
 		(*Op_SetVersion)(nil),
 		(*Op_TakeTurn)(nil),
 		(*Op_AwaitLock)(nil),
@@ -4473,7 +4625,7 @@ func file_namespace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_namespace_proto_rawDesc), len(file_namespace_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

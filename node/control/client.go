@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/cairnfs/cairn/cas"
@@ -28,6 +29,9 @@ type Client struct {
 	http   http.Client
 	format manifest.Format
 	gets   gets
+
+	mu     sync.Mutex
+	upload *clientUpload // that Put and Pin belong to, nil before the first of them
 }
 
 // Dial connects to the process that has the store in the data directory dir
@@ -63,6 +67,11 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 
 // Close gives up the connections; the node goes on.
 func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.upload != nil {
+		_ = c.upload.Close() // the node learns of it by the connection
+	}
 	c.http.CloseIdleConnections()
 	return nil
 }
@@ -148,33 +157,24 @@ func (c *Client) getJSON(ctx context.Context, call string, v any) error {
 	return nil
 }
 
-// Put sends the node the blocks that it does not have, up to 4 MiB at a time.
+// Put stores blocks in an upload that lasts until Close.
 func (c *Client) Put(ctx context.Context, blocks ...cas.Block) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	for len(blocks) > 0 {
-		n, size := 0, 0
-		for n < len(blocks) && n < maxHas {
-			if size += putHeader + len(blocks[n].Data()); size > maxPut {
-				break
-			}
-			n++
-		}
-		if err := c.putBatch(ctx, blocks[:n]); err != nil {
-			return err
-		}
-		blocks = blocks[n:]
+	u, err := c.own(ctx)
+	if err != nil {
+		return err
 	}
-	return nil
+	return u.Put(ctx, blocks...)
 }
 
-func (c *Client) putBatch(ctx context.Context, blocks []cas.Block) error {
+func (u *clientUpload) putBatch(ctx context.Context, blocks []cas.Block) error {
 	cids := make([]cas.CID, len(blocks))
 	for i, b := range blocks {
 		cids[i] = b.CID()
 	}
-	has, err := c.Has(ctx, cids...)
+	has, err := u.Renew(ctx, cids...)
 	if err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ func (c *Client) putBatch(ctx context.Context, blocks []cas.Block) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	resp, err := c.do(ctx, http.MethodPost, "blocks/put", putSize(missing), func() io.ReadCloser {
+	resp, err := u.c.do(ctx, http.MethodPost, u.call("blocks/put"), putSize(missing), func() io.ReadCloser {
 		return &putBody{blocks: missing}
 	})
 	if err != nil {
@@ -198,6 +198,11 @@ func (c *Client) putBatch(ctx context.Context, blocks []cas.Block) error {
 
 // Has asks the node.
 func (c *Client) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	return c.askEach(ctx, "blocks/has", cids)
+}
+
+// askEach has the node say something of each CID.
+func (c *Client) askEach(ctx context.Context, call string, cids []cas.CID) ([]bool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -206,7 +211,7 @@ func (c *Client) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 		n := min(len(cids), maxHas)
 		ask := appendCIDs(nil, cids[:n]) // leaves out the zero CID
 		answer := make([]byte, len(ask)/cas.CIDSize)
-		err := c.post(ctx, "blocks/has", ask, func(r io.Reader) error {
+		err := c.post(ctx, call, ask, func(r io.Reader) error {
 			if _, err := io.ReadFull(r, answer); err != nil {
 				return unavailable(ctx, err)
 			}
@@ -236,13 +241,27 @@ func (c *Client) Status(ctx context.Context) (status Status, err error) {
 	return status, err
 }
 
-// Pin asks the node, 500 pins at a time: of more than that, some may have been
-// made when it fails.
+// Pin pins what was put in the upload that Put belongs to.
 func (c *Client) Pin(ctx context.Context, pins ...Pin) error {
-	return inBatches(pins, func(pins []Pin) error { return c.postJSON(ctx, "pins", pins) })
+	u, err := c.own(ctx)
+	if err != nil {
+		return err
+	}
+	return u.Pin(ctx, pins...)
 }
 
-// Unpin asks the node, 500 pins at a time like Pin.
+// Collect has the node run a round.
+func (c *Client) Collect(ctx context.Context, o CollectOptions) (all Collected, err error) {
+	data, err := json.Marshal(o)
+	if err != nil {
+		return all, err
+	}
+	err = c.post(ctx, "gc", data, func(r io.Reader) error { return json.NewDecoder(io.LimitReader(r, maxJSON)).Decode(&all) })
+	return all, err
+}
+
+// Unpin asks the node, 500 pins at a time: of more than that, some may have been
+// removed when it fails.
 func (c *Client) Unpin(ctx context.Context, cids ...cas.CID) error {
 	return inBatches(cids, func(cids []cas.CID) error { return c.postJSON(ctx, "unpin", cids) })
 }

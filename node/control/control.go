@@ -18,6 +18,7 @@ package control
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
@@ -46,6 +47,11 @@ type Node interface {
 	// each block that is damaged or missing, with the reason. Its own error
 	// says that checking could not be finished, or is that of bad.
 	Check(ctx context.Context, bad func(cas.CID, error) error) error
+	// Upload begins an upload. Put and Pin of the Node itself belong to one that
+	// lasts until Close.
+	Upload(ctx context.Context) (Upload, error)
+	// Collect has the blocks forgotten that nothing refers to, on all nodes.
+	Collect(ctx context.Context, o CollectOptions) (Collected, error)
 	// Pins calls fn for each pin, in the order of the CIDs.
 	Pins(ctx context.Context, fn func(Pin) error) error
 	// Pin protects content from removal, all pins or none. On return the pins
@@ -56,6 +62,50 @@ type Node interface {
 	// Close gives up this hold on the store. Only the owner's Close stops it.
 	Close() error
 	Cluster
+}
+
+// Upload keeps blocks that a command stores until they are pinned: those that nothing
+// refers to are collected.
+type Upload interface {
+	cas.Putter
+	// Renew says which blocks are stored already. They are kept as well.
+	Renew(ctx context.Context, cids ...cas.CID) ([]bool, error)
+	// Pin is Node's, of what was uploaded.
+	Pin(ctx context.Context, pins ...Pin) error
+	// Close ends the upload. What is pinned stays.
+	Close() error
+}
+
+// CollectOptions say what is collected.
+type CollectOptions struct {
+	// Trim says that history older than Keep is forgotten first.
+	Trim bool          `json:"trim"`
+	Keep time.Duration `json:"keep"`
+	// DryRun has nothing forgotten and nothing collected, and counts the blocks of
+	// this node alone.
+	DryRun bool `json:"dryRun"`
+}
+
+// Collected is what was collected, on all nodes that took part.
+type Collected struct {
+	Blocks int64 `json:"blocks"`
+	Bytes  int64 `json:"bytes"` // as stored; of a dry run 0
+	Nodes  int   `json:"nodes"`
+	// Absent says of members that took no part, by their names, why.
+	Absent map[string]string `json:"absent,omitempty"`
+}
+
+// GCStatus is how far the collection of blocks is that nothing refers to.
+type GCStatus struct {
+	Round         uint64 `json:"round"`         // that have ended
+	Phase         string `json:"phase"`         // idle, record, renew or sweep
+	LastCompleted string `json:"lastCompleted"` // RFC 3339, empty: never
+	// Of this node's last sweep since it was started.
+	FreedBlocks int64 `json:"freedBlocks"`
+	FreedBytes  int64 `json:"freedBytes"`
+	// Held says why the round under way does not go on, or the last one freed
+	// nothing here; empty if nothing is wrong.
+	Held string `json:"held,omitempty"`
 }
 
 // MaxPinName is the length of the longest name of a pin, in bytes.
@@ -81,6 +131,7 @@ type Status struct {
 	// blocks are stored that no file or pin refers to any more.
 	DedupRatio float64  `json:"dedupRatio"`
 	Mounts     []string `json:"mounts"`
+	GC         GCStatus `json:"gc"`
 
 	// Of a member of a cluster; Node, Raft and Blocks while it runs.
 	Node    *NodeStatus    `json:"node,omitempty"`

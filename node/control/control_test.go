@@ -36,6 +36,7 @@ type fakeNode struct {
 	damaged []cas.CID
 	get     func(cas.CID) error
 	puts    int // bytes put
+	uploads []*fakeUpload
 }
 
 func newFake(t testing.TB) *fakeNode {

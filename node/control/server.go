@@ -39,6 +39,7 @@ type Server struct {
 	cancel  context.CancelFunc
 	putting chan []byte // free buffers of maxPut bytes, nil until first used
 	blocks  sync.Pool   // of *[]byte, cas.MaxBlockSize long
+	uploads uploads
 
 	gate   sync.RWMutex // held for reading while the node is being called
 	closed bool
@@ -54,6 +55,7 @@ func NewServer(node Node, logger *slog.Logger) *Server {
 	for range maxPutting {
 		s.putting <- nil
 	}
+	s.uploads.init()
 	s.blocks.New = func() any { b := make([]byte, cas.MaxBlockSize); return &b }
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -81,6 +83,7 @@ func (s *Server) Serve(l net.Listener) error {
 // they are cancelled and cut off, which is an error. After Close the node is not
 // called any more.
 func (s *Server) Close(ctx context.Context) error {
+	s.uploads.close()
 	err := s.http.Shutdown(ctx)
 	s.cancel()
 	if err != nil {
@@ -99,16 +102,19 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	routes := map[string]handler{
-		"GET /v1/hello":       s.hello,
-		"GET /v1/status":      s.status,
-		"GET /v1/pins":        s.pins,
-		"POST /v1/pins":       s.pin,
-		"POST /v1/unpin":      s.unpin,
-		"POST /v1/sync":       s.sync,
-		"POST /v1/check":      s.check,
-		"POST /v1/blocks/get": s.get,
-		"POST /v1/blocks/has": s.has,
-		"POST /v1/blocks/put": s.put,
+		"GET /v1/hello":         s.hello,
+		"GET /v1/upload":        s.upload,
+		"POST /v1/gc":           s.collect,
+		"POST /v1/blocks/renew": s.renew,
+		"GET /v1/status":        s.status,
+		"GET /v1/pins":          s.pins,
+		"POST /v1/pins":         s.pin,
+		"POST /v1/unpin":        s.unpin,
+		"POST /v1/sync":         s.sync,
+		"POST /v1/check":        s.check,
+		"POST /v1/blocks/get":   s.get,
+		"POST /v1/blocks/has":   s.has,
+		"POST /v1/blocks/put":   s.put,
 	}
 	maps.Copy(routes, s.clusterRoutes())
 	for pattern, h := range routes {
@@ -199,7 +205,11 @@ func (s *Server) pin(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(w, r, &pins); err != nil {
 		return err
 	}
-	return s.node.Pin(r.Context(), pins...)
+	u, err := s.uploads.get(r)
+	if err != nil {
+		return err
+	}
+	return u.Pin(r.Context(), pins...)
 }
 
 func (s *Server) unpin(w http.ResponseWriter, r *http.Request) error {
@@ -285,7 +295,32 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (s *Server) collect(w http.ResponseWriter, r *http.Request) error {
+	var o CollectOptions
+	if err := readJSON(w, r, &o); err != nil {
+		return err
+	}
+	all, err := s.node.Collect(r.Context(), o)
+	if err != nil {
+		return err
+	}
+	return sendJSON(w, all)
+}
+
 func (s *Server) has(w http.ResponseWriter, r *http.Request) error {
+	return ask(w, r, s.node.Has)
+}
+
+func (s *Server) renew(w http.ResponseWriter, r *http.Request) error {
+	u, err := s.uploads.get(r)
+	if err != nil {
+		return err
+	}
+	return ask(w, r, u.Renew)
+}
+
+// ask answers what ask says of the CIDs in the body.
+func ask(w http.ResponseWriter, r *http.Request, ask func(context.Context, ...cas.CID) ([]bool, error)) error {
 	body, err := readBody(w, r, nil, maxHas*cas.CIDSize)
 	if err != nil {
 		return err
@@ -294,7 +329,7 @@ func (s *Server) has(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	has, err := s.node.Has(r.Context(), cids...)
+	has, err := ask(r.Context(), cids...)
 	if err != nil {
 		return err
 	}
@@ -327,5 +362,9 @@ func (s *Server) put(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.node.Put(r.Context(), blocks...)
+	u, err := s.uploads.get(r)
+	if err != nil {
+		return err
+	}
+	return u.Put(r.Context(), blocks...)
 }

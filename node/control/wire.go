@@ -29,7 +29,7 @@ import (
 // code stands for the error that errors.Is finds on the other side.
 
 // protocolVersion changes when either side would misunderstand the other.
-const protocolVersion = 1
+const protocolVersion = 2
 
 // Limits on what one request may carry.
 const (

@@ -154,12 +154,21 @@ func (p Peer) GetMany(ctx context.Context, cids []cas.CID, take func(Parcel) err
 }
 
 // Have says which of at most MaxBlocks blocks the peer has in its durable store,
-// and in which of its runs.
+// and in which of its runs. It is as good as having put them: a collection keeps them.
 func (p Peer) Have(ctx context.Context, cids []cas.CID) (has []bool, boot uint64, err error) {
+	return p.have(ctx, 0, cids)
+}
+
+// Peek is Have of blocks that nobody is going to refer to on account of the answer.
+func (p Peer) Peek(ctx context.Context, cids []cas.CID) (has []bool, boot uint64, err error) {
+	return p.have(ctx, flagPeek, cids)
+}
+
+func (p Peer) have(ctx context.Context, flags byte, cids []cas.CID) (has []bool, boot uint64, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, 0, err
 	}
-	answer, err := p.byCIDs(ctx, opHave, 0, cids)
+	answer, err := p.byCIDs(ctx, opHave, flags, cids)
 	if err != nil {
 		return nil, 0, fmt.Errorf("have: %s: %w", p.where(), err)
 	}

@@ -47,7 +47,15 @@ type Local interface {
 	Stored(ctx context.Context, c cas.CID, buf []byte) (segment.Stored, error)
 }
 
-var _ Local = (*segment.Store)(nil)
+// Peeker is a Local that can say which blocks it has without promising to keep them.
+type Peeker interface {
+	Peek(ctx context.Context, cids ...cas.CID) ([]bool, error)
+}
+
+var (
+	_ Local  = (*segment.Store)(nil)
+	_ Peeker = (*segment.Store)(nil)
+)
 
 // ServerOptions say what Serve serves. Local is required.
 type ServerOptions struct {
@@ -188,8 +196,13 @@ func (s *server) handle(ctx context.Context, from p2p.PeerID, req []byte) (answe
 }
 
 func (s *server) have(ctx context.Context, r *request) ([]byte, error) {
-	s.promise(r.cids)
-	has, err := s.o.Local.Has(ctx, r.cids...)
+	ask := s.o.Local.Has
+	if peeker, ok := s.o.Local.(Peeker); ok && r.flags&flagPeek != 0 {
+		ask = peeker.Peek
+	} else {
+		s.promise(r.cids)
+	}
+	has, err := ask(ctx, r.cids...)
 	if err != nil {
 		return nil, err
 	}

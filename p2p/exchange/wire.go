@@ -13,7 +13,7 @@ import (
 //
 //	0  1  version, 1
 //	1  1  operation: 1 have, 2 want, 3 put, 4 sync, 5 confirm
-//	2  1  flags: 1 check (of want), 2 sync (of put)
+//	2  1  flags: 1 check (of want), 2 sync (of put), 4 peek (of have)
 //	3  2  count, at most 1024; 0 for sync
 //	5     so many entries
 //
@@ -41,6 +41,7 @@ const (
 
 	flagCheck = 1 // the answering node verifies what it sends
 	flagSync  = 2 // what is put is durable before the answer
+	flagPeek  = 4 // the answer is no promise to keep the block
 
 	requestHead = 5
 	confirmHead = 8 + 32

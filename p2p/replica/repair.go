@@ -131,8 +131,8 @@ func (r *Replica) pass(c *cluster) (clean, left bool) {
 			return false, false
 		}
 		if len(page) > 0 {
-			p.page(page)
 			after = page[len(page)-1].Hash()
+			p.page(p.needed(page))
 		}
 		if r.ctx.Err() != nil || r.cluster.Load() != c {
 			return false, false
@@ -159,6 +159,15 @@ func (r *Replica) pass(c *cluster) (clean, left bool) {
 	}
 	r.repair.passes++
 	return clean, c.drops && p.droppable > 0
+}
+
+// needed returns the blocks of the page that are not about to be collected: others may
+// have collected them already, and must not get them again. page is left as it is.
+func (p *pass) needed(page []cas.CID) []cas.CID {
+	if p.r.o.Dead == nil {
+		return page
+	}
+	return slices.DeleteFunc(slices.Clone(page), p.r.o.Dead)
 }
 
 // query is what a peer is asked about a page.
@@ -244,7 +253,7 @@ func (p *pass) have(q *query, page []cas.CID) {
 	ctx, cancel := context.WithTimeout(p.r.ctx, getTimeout)
 	defer cancel()
 	var boot uint64
-	if q.has, boot, q.err = q.p.Have(ctx, cids); q.err != nil {
+	if q.has, boot, q.err = q.p.Peek(ctx, cids); q.err != nil {
 		p.failed(q.p, q.err)
 		return
 	}

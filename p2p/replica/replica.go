@@ -100,6 +100,9 @@ type Options struct {
 	// RepairEvery is the time between passes of repair that nothing has caused;
 	// 0 means DefaultRepairEvery.
 	RepairEvery time.Duration
+	// Dead says that a block is about to be collected, so that repair passes over
+	// it; nil says so of none.
+	Dead func(cas.CID) bool
 	// Logger is told of peers that lie, and of what cannot be repaired; nil is
 	// slog.Default().
 	Logger *slog.Logger
