@@ -294,7 +294,7 @@ func (h *Host) callSelf(ctx context.Context, p p2p.Protocol, pieces [][]byte) ([
 }
 
 func notServed(by p2p.PeerID, p p2p.Protocol) error {
-	return &p2p.RemoteError{Peer: by, Text: fmt.Sprintf("protocol %s is not served", p)}
+	return &p2p.RemoteError{Peer: by, Text: fmt.Sprintf("protocol %s is not served", p), NotServed: true}
 }
 
 // client returns what asks a member about a protocol.
