@@ -19,7 +19,7 @@ import (
 const protocolHello p2p.Protocol = "/cairn/hello/1"
 
 const (
-	meetTicks = 30 // between two meetings of the same nodes
+	meetTicks = 30 // between two meetings of the same nodes, and that one may take
 	meetings  = 16 // at the same time
 )
 
@@ -30,7 +30,9 @@ var errNotMet = errors.New("the two nodes have not met")
 func (l *Log) oldSpoken() bool { return l.o.State.View() == nil || l.o.State.Version() < 2 }
 
 // meet says hello to a member and reports whether it is one to talk to.
-func (l *Log) meet(ctx context.Context, to p2p.PeerID, id uint64) (a acquaintance, met bool) {
+func (l *Log) meet(to p2p.PeerID, id uint64) (a acquaintance, met bool) {
+	ctx, cancel := context.WithTimeout(l.stopped, meetTicks*l.o.Tick)
+	defer cancel()
 	h, err := (*hello)(nil), error(ErrClosed)
 	l.do(ctx, func() { h, err = l.introduce(id) })
 	if err != nil {
@@ -106,9 +108,7 @@ func (l *Log) keepMeeting() {
 			slots <- struct{}{}
 			all.Go(func() {
 				defer func() { <-slots }()
-				ctx, cancel := context.WithTimeout(l.stopped, electionTicks*l.o.Tick)
-				defer cancel()
-				l.meet(ctx, m.ID, m.Raft)
+				l.meet(m.ID, m.Raft)
 			})
 		}
 		all.Wait()

@@ -3,6 +3,7 @@ package raft
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -169,14 +170,14 @@ func (p *peers) call(id uint64, ms []*raftpb.Message) (n int, ok bool) {
 	if to == "" {
 		return 0, false
 	}
-	ctx, cancel := context.WithTimeout(p.l.stopped, electionTicks*p.l.o.Tick)
-	defer cancel()
 	a, met := p.acquainted(to)
 	if !met {
-		if a, met = p.l.meet(ctx, to, id); !met {
+		if a, met = p.l.meet(to, id); !met {
 			return 0, false
 		}
 	}
+	ctx, cancel := context.WithTimeout(p.l.stopped, electionTicks*p.l.o.Tick)
+	defer cancel()
 	protocol, body := protocolOld, []byte(nil)
 	if !a.old {
 		protocol = protocolMessages
@@ -188,11 +189,11 @@ func (p *peers) call(id uint64, ms []*raftpb.Message) (n int, ok bool) {
 		return len(ms), true
 	}
 	answer, err := p.l.o.Transport.Call(ctx, to, protocol, body)
-	if err != nil || len(answer) > 0 {
-		p.forget(to) // it may have been started anew
-		return 0, false
+	var refused *p2p.RemoteError
+	if len(answer) > 0 || errors.As(err, &refused) {
+		p.forget(to) // one of the two was started anew
 	}
-	return n, true
+	return n, err == nil && len(answer) == 0
 }
 
 // acquainted returns what is known of a member since the two have met.
