@@ -21,6 +21,7 @@ import (
 
 	"github.com/cairnfs/cairn/cas/castest"
 	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/node/control"
 	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/host"
@@ -181,6 +182,7 @@ func TestAStoreBecomesACluster(t *testing.T) {
 	}
 }
 
+// Rule 20.
 func TestAMemberThatIsRemovedStops(t *testing.T) {
 	dir := t.TempDir()
 	a := openMember(t, Options{Dir: filepath.Join(dir, "a")})
@@ -204,17 +206,8 @@ func TestAMemberThatIsRemovedStops(t *testing.T) {
 	if _, err := c.cluster.Load().host.Call(ctx, a.cluster.Load().self, protocolInfo); err == nil {
 		t.Error("who was removed is still answered")
 	}
-	select {
-	case err := <-c.Failed():
-		if !errors.Is(err, ErrRemoved) {
-			t.Errorf("who was removed says %v", err)
-		}
-	case <-time.After(time.Minute):
-		t.Error("who was removed does not notice")
-	}
-	c.index = nil // as it has no cluster, it could not close in order
-	_ = c.cluster.Load().close()
-	_ = c.release()
+	refused(t, c, raft.Removed)
+	c.abandon()
 }
 
 // Rule 1, and that no names are lost on the way from one log to the other: whenever

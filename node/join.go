@@ -36,6 +36,7 @@ type joinRequest struct {
 	Name     string   `json:"name,omitempty"`
 	Addrs    []string `json:"addrs,omitempty"`
 	Capacity uint64   `json:"capacity,omitempty"`
+	Version  uint32   `json:"version,omitempty"` // that the program knows; 0 reads as 1
 }
 
 // joinAnswer is the answer to either.
@@ -48,6 +49,7 @@ type joinAnswer struct {
 	Chunker cutting    `json:"chunker,omitzero"`
 	Peers   []peerAddr `json:"peers,omitempty"`
 	Storage int        `json:"storage,omitempty"` // members that store blocks, the joiner included
+	Version uint32     `json:"version,omitempty"` // of the cluster; 0 reads as 1
 }
 
 // Errors of joining. Compare with errors.Is.
@@ -150,7 +152,14 @@ func (c *cluster) admit(ctx context.Context, from p2p.PeerID, req []byte) (*join
 	if !proved {
 		return nil, errors.New("the proof of the invitation is wrong")
 	}
+	version := c.n.state.Version()
+	if max(r.Version, 1) < version {
+		return nil, fmt.Errorf("the cluster is at version %d, and the cairn that asks knows version %d only: update it", version, max(r.Version, 1))
+	}
 	m := p2p.Member{ID: from, Name: r.Name, Addrs: r.Addrs, Capacity: r.Capacity}
+	if version >= 2 {
+		m.Version = r.Version
+	}
 	if _, err := c.n.propose(ctx, &namespace.Redeem{Invite: id, Member: m}); err != nil {
 		return nil, err
 	}
@@ -162,7 +171,7 @@ func (c *cluster) admit(ctx context.Context, from p2p.PeerID, req []byte) (*join
 	}
 	c.log.Info("a node has joined", "peer", from, "name", r.Name, "role", member.Role)
 	a := &joinAnswer{
-		Cluster: view.Cluster, Raft: member.Raft, Role: member.Role.String(), Chunker: c.n.config.Chunker,
+		Cluster: view.Cluster, Raft: member.Raft, Role: member.Role.String(), Chunker: c.n.config.Chunker, Version: version,
 	}
 	for _, p := range view.Members {
 		if p.Role == p2p.RoleStorage {
@@ -287,7 +296,7 @@ func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined
 		return Joined{}, fmt.Errorf("%w on %s: %w", ErrListen, listen, err)
 	}
 	defer h.Close()
-	r := joinRequest{Token: t.ID, Name: o.Name, Addrs: h.Addrs()}
+	r := joinRequest{Token: t.ID, Name: o.Name, Addrs: h.Addrs(), Version: namespace.Version}
 	if r.Name == "" {
 		r.Name, _ = os.Hostname()
 	}
@@ -347,6 +356,9 @@ func ask(ctx context.Context, h network, t *invite.Token, r joinRequest) (*joinA
 func (n *Node) become(a *joinAnswer, listen, name string) error {
 	if a.Raft == 0 || len(a.Cluster) != 32 || len(a.Peers) == 0 {
 		return errors.New("answer of the cluster is incomplete")
+	}
+	if a.Version > namespace.Version {
+		return fmt.Errorf("%w: the cluster is at version %d, this program knows %d", ErrNewerFormat, a.Version, namespace.Version)
 	}
 	c, err := newConfig(n.o.Random, n.o.Now(), chunker.Params(a.Chunker))
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/host"
 )
@@ -45,6 +46,8 @@ type memberFile struct {
 	// Proven says that all that is named is known to be on two nodes: see
 	// replica.Options.
 	Proven bool `json:"proven,omitempty"`
+	// Refused says why the node cannot be a member any more.
+	Refused *raft.Refusal `json:"refused,omitempty"`
 }
 
 // peerAddr is a member and where it was when this node joined.

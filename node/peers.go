@@ -116,11 +116,14 @@ func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
 	c, v := n.cluster.Load(), n.state.View()
 	if v == nil {
 		if n.memberFile.Joined { // and has not run yet
-			s.Cluster = &control.ClusterStatus{ID: n.memberFile.Cluster}
+			s.Cluster = &control.ClusterStatus{ID: n.memberFile.Cluster, Refused: n.refused()}
 		}
 		return
 	}
-	s.Cluster = &control.ClusterStatus{ID: v.Cluster, Epoch: v.Epoch, Copies: v.Owners()}
+	s.Cluster = &control.ClusterStatus{
+		ID: v.Cluster, Epoch: v.Epoch, Copies: v.Owners(), Generation: v.Generation,
+		Version: n.state.Version(), Knows: namespace.Version, Refused: n.refused(),
+	}
 	s.Peers = []control.PeerStatus{}
 	if c == nil {
 		return
@@ -128,6 +131,11 @@ func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
 	s.Node = &control.NodeStatus{ID: string(c.self), Addrs: c.host.Addrs()}
 	if m := v.Member(c.self); m != nil {
 		s.Node.Name, s.Node.Role, s.Node.State = m.Name, m.Role.String(), m.State.String()
+	}
+	if version, lagging := planVersion(v, c.knows); version < namespace.Version {
+		for _, id := range lagging {
+			s.Cluster.Lagging = append(s.Cluster.Lagging, string(id))
+		}
 	}
 	g := c.group.Status()
 	s.Raft = &control.RaftStatus{Role: g.Role, Leader: string(g.Leader), Term: g.Term, AppliedIndex: n.state.Applied(), Session: uint64(c.group.Session())}
@@ -167,6 +175,9 @@ func (c *cluster) peerStatus(ctx context.Context, v *p2p.View, voters []uint64) 
 			p.State = m.State.String()
 		}
 		p.Away = m.State == p2p.Away
+		if _, ahead, met := c.group.Met(m.ID); met {
+			p.ClockAheadMillis = ahead.Milliseconds()
+		}
 		all = append(all, p)
 	}
 	for i := range all {
