@@ -152,6 +152,7 @@ func outcomes() []outcome {
 		{is(node.ErrUnreachable), codeUnavailable, ""},
 		{is(node.ErrHasStore), codeFailed, "choose another one with --dir"},
 		{is(node.ErrJoined), codeFailed, "run it with `cairn mount` or `cairn serve`"},
+		{is(node.ErrNotMember), codeFailed, "`cairn join` without --rejoin takes an empty directory"},
 		{is(node.ErrListen), codeUnavailable, "choose another address with --listen"},
 		{is(node.ErrKeyMode), codeFailed, ""},
 		{is(node.ErrOffline), codeUnavailable, "start it with `cairn mount` or `cairn serve`"},

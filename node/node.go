@@ -266,6 +266,9 @@ func (n *Node) openDir(context.Context) error {
 			return err
 		}
 	}
+	if err := finishRejoin(o.FS, o.Dir); err != nil {
+		return err
+	}
 	// Who held the lock before may have made the store just now.
 	if n.memberFile, _, err = readMember(o.FS, o.Dir); err != nil {
 		return err
