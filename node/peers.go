@@ -138,11 +138,12 @@ func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
 		}
 	}
 	g := c.group.Status()
-	s.Raft = &control.RaftStatus{Role: g.Role, Leader: string(g.Leader), Term: g.Term, AppliedIndex: n.state.Applied(), Session: uint64(c.group.Session())}
+	s.Raft = &control.RaftStatus{Role: g.Role, Leader: string(g.Leader), Term: g.Term, AppliedIndex: n.state.Applied(), Session: uint64(c.group.Session()),
+		Voter: slices.Contains(g.Voters, c.member.Raft)}
 	r := c.replica.Status()
 	s.Blocks = &control.BlocksStatus{
 		UnderReplicated: r.UnderReplicated, PendingReplication: r.Pending, Repaired: r.Repaired,
-		Droppable: r.Droppable, Checked: r.Checked, PassDone: r.PassDone,
+		Droppable: r.Droppable, Checked: r.Checked, PassDone: r.PassDone, Lost: r.Lost,
 	}
 	sent, received := c.host.Traffic()
 	s.Node.SentBytes, s.Node.ReceivedBytes = sent, received

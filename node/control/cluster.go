@@ -83,6 +83,7 @@ type RaftStatus struct {
 	Term         uint64 `json:"term"`
 	AppliedIndex uint64 `json:"appliedIndex"`
 	Session      uint64 `json:"session"` // 0: none, nothing can be changed here
+	Voter        bool   `json:"voter"`   // this node is one
 }
 
 // PeerStatus is another member.
@@ -110,6 +111,7 @@ type BlocksStatus struct {
 	Droppable          int64 `json:"droppable"` // held, but not owned, and safe elsewhere
 	Checked            int64 `json:"checked"`   // by the pass under way, or the last
 	PassDone           bool  `json:"passDone"`
+	Lost               int64 `json:"lost"` // times that one was damaged here and found nowhere else, since the start
 }
 
 // peerRequest names a member.
