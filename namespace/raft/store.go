@@ -127,7 +127,7 @@ func (s *store) take(payload []byte) error {
 		if err != nil {
 			return err
 		}
-		s.vouch = v
+		s.vouch.add(&v) // the base is later than records that it left in the journal
 	}
 	return s.append(m.GetEntries())
 }

@@ -136,6 +136,21 @@ func (v *vouch) of(id uint64) *memory {
 	return m
 }
 
+// add takes over what another one knows besides.
+func (v *vouch) add(other *vouch) {
+	if other.own.count > v.own.count {
+		v.own = other.own
+	}
+	for id, o := range other.others {
+		m := v.of(id)
+		if o.Starts > m.Starts {
+			m.Starts, m.Mark = o.Starts, o.Mark
+		}
+		m.note(o.Term, o.Acked, 0)
+		m.Sure = max(m.Sure, o.Sure)
+	}
+}
+
 // keep forgets members that there are no more.
 func (v *vouch) keep(is func(id uint64) bool) {
 	for id := range v.others {

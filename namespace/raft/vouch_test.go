@@ -107,6 +107,25 @@ func TestWhatIsKnownOfStartsSurvivesEncoding(t *testing.T) {
 	}
 }
 
+func TestWhatIsReadLaterForgetsNothing(t *testing.T) {
+	v := vouch{own: *startsOf(1, 2, 3)}
+	*v.of(1) = memory{Starts: 5, Mark: 50, Term: 7, Acked: 70, Sure: 60}
+	*v.of(2) = memory{Starts: 1, Mark: 10, Term: 1, Acked: 1, Sure: 1}
+	older := vouch{own: *startsOf(1, 2)}
+	*older.of(1) = memory{Starts: 4, Mark: 40, Term: 6, Acked: 90, Sure: 50}
+	*older.of(3) = memory{Starts: 1, Mark: 11, Term: 1, Acked: 1, Sure: 1}
+	v.add(&older)
+	if v.own.count != 3 || *v.of(1) != (memory{Starts: 5, Mark: 50, Term: 7, Acked: 70, Sure: 60}) || v.of(2).Mark != 10 || v.of(3).Mark != 11 {
+		t.Errorf("%+v, %+v", v.own, *v.of(1))
+	}
+	newer := vouch{own: *startsOf(1, 2, 3, 4)}
+	*newer.of(1) = memory{Starts: 6, Mark: 60, Term: 8, Acked: 10, Sure: 61}
+	v.add(&newer)
+	if v.own.mark() != 4 || *v.of(1) != (memory{Starts: 6, Mark: 60, Term: 8, Acked: 10, Sure: 61}) {
+		t.Errorf("%+v, %+v", v.own, *v.of(1))
+	}
+}
+
 func FuzzVouch(f *testing.F) {
 	v := vouch{own: *startsOf(1, 2)}
 	*v.of(7) = memory{1, 2, 3, 4, 5}
