@@ -319,7 +319,7 @@ type Status struct {
 	// as many nodes as Sync waits for of all blocks that are held here; 0: none.
 	Secured uint64
 	Checked int64 // blocks that the pass under way has looked at, or the last one has
-	Lost      int64 // times since the start that a block was damaged here and found nowhere else
+	Lost    int64 // times since the start that a block was damaged here and found nowhere else
 }
 
 // Status returns how far things are.
