@@ -154,6 +154,8 @@ func (l *Log) admission(from p2p.PeerID, h *hello) *Refusal {
 		return &Refusal{Kind: Forced, Text: fmt.Sprintf("cluster %s is of generation %d by now, this node of %d", cluster, v.Generation, h.Generation)}
 	case m == nil && l.store.inGroup(h.Raft):
 		return nil // it may be needed to end its own part in the group
+	case (h.Raft >= v.Next || m != nil && m.Raft < h.Raft) && h.Epoch > v.Epoch:
+		return nil // this node is behind, and who has joined since may have to tell it
 	case h.Raft >= v.Next || m != nil && m.Raft < h.Raft:
 		return &Refusal{Kind: unknown, Text: fmt.Sprintf("no member has number %d yet", h.Raft)}
 	}
@@ -204,17 +206,20 @@ func (l *Log) reflect(from p2p.PeerID, h *hello) error {
 	return r
 }
 
-// acquaint takes note of a member that was met.
+// acquaint takes note of a node that was met. Only of members anything is remembered:
+// another one could say what it likes under a number that is not its own.
 func (l *Log) acquaint(from p2p.PeerID, h *hello, took time.Duration) error {
-	m := l.store.vouch.of(h.Raft)
 	s := &starts{count: h.Starts, marks: h.Marks}
-	news := m.Starts != s.count || m.Mark != s.mark()
-	m.meet(s)
-	m.note(h.Extent.Term, 0, 0)
-	m.Sure = max(m.Sure, h.Extent.Commit)
-	if news { // another start of it must never pass for the latest again
-		if err := l.store.noted(); err != nil {
-			return err
+	if v := l.o.State.View(); v != nil && v.Member(from) != nil && v.Member(from).Raft == h.Raft {
+		m := l.store.vouch.of(h.Raft)
+		news := m.Starts != s.count || m.Mark != s.mark()
+		m.meet(s)
+		m.note(h.Extent.Term, 0, 0)
+		m.Sure = max(m.Sure, h.Extent.Commit)
+		if news { // another start of it must never pass for the latest again
+			if err := l.store.noted(); err != nil {
+				return err
+			}
 		}
 	}
 	now := l.o.Now().Add(-took / 2).UnixNano()
@@ -253,9 +258,12 @@ func (l *Log) warn(peer p2p.PeerID, kind RefusalKind, text string, args ...any) 
 	l.o.Logger.Warn(text, append([]any{"peer", peer}, args...)...)
 }
 
-// learnt is told by the core how far another member's log is.
+// learnt is told by the core how far another member's log is. It is remembered of a
+// known start only: the hello of that same start may still be on its way, and say less.
 func (l *Log) learnt(id, term, entry, commit uint64) {
-	l.store.vouch.of(id).note(term, entry, commit)
+	if m := l.store.vouch.others[id]; m != nil && m.Starts > 0 {
+		m.note(term, entry, commit)
+	}
 }
 
 // forgetStrangers forgets what is remembered of nodes that are members no more.

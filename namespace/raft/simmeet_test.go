@@ -166,6 +166,17 @@ func (w *world) watchTwins() {
 	}
 }
 
+// known reports whether no running node has met a later start of a node's store, as that
+// of a copy that was refused by another.
+func (w *world) known(n *simNode) bool {
+	for _, other := range w.running() {
+		if m := other.log.store.vouch.others[n.id]; m != nil && m.descent(&n.log.store.vouch.own) != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // behind takes note of a node that has stopped because of what its disk lacks.
 func (w *world) behind(n *simNode, err error) {
 	var refusal *Refusal

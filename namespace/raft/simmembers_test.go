@@ -329,7 +329,7 @@ func (w *world) settle(n *simNode, view *p2p.View) {
 		}
 	case s.stale:
 		// It came up again, and it has all by now, or else it is refused.
-		if w.twin == nil && s.node != nil && s.node.log.core.position >= l.log.core.position && (l.slot == s || l.log.core.rn.Status().Progress[s.id].Match >= s.node.held) {
+		if w.twin == nil && s.node != nil && w.known(s.node) && s.node.log.core.position >= l.log.core.position && (l.slot == s || l.log.core.rn.Status().Progress[s.id].Match >= s.node.held) {
 			if s.older {
 				w.failf("an older copy of the disk of node %d is taken for the present one", s.id)
 			}
