@@ -309,7 +309,7 @@ func (q *asker) ask(r joinRequest) (*joinAnswer, error) {
 func TestWhoCannotProveTheInvitationIsNotLetIn(t *testing.T) {
 	a := openMember(t, Options{Dir: t.TempDir()})
 	q := newAsker(t, a)
-	r := joinRequest{Token: q.token.ID, Name: "evil"}
+	r := joinRequest{Token: q.token.ID, Name: "evil", Version: namespace.Version}
 	_, _ = rand.Read(r.Nonce[:])
 	first, err := q.ask(r)
 	if err != nil {
@@ -329,7 +329,7 @@ func TestWhoCannotProveTheInvitationIsNotLetIn(t *testing.T) {
 	if _, err := q.host.CallStranger(t.Context(), q.token.Issuer, q.token.Addrs, protocolJoin, []byte("garbage")); err == nil {
 		t.Error("garbage is answered")
 	}
-	for _, p := range []p2p.Protocol{protocolInfo, protocolHolds, "/cairn/raft/1", "/cairn/blocks/1", "/cairn/snapshot/1"} {
+	for _, p := range []p2p.Protocol{protocolInfo, protocolHolds, "/cairn/raft/1", "/cairn/raft/2", "/cairn/blocks/1", "/cairn/snapshot/1"} {
 		if _, err := q.host.CallStranger(t.Context(), q.token.Issuer, q.token.Addrs, p, nil); err == nil {
 			t.Errorf("a stranger reaches %s", p)
 		}
@@ -348,6 +348,26 @@ func TestWhoCannotProveTheInvitationIsNotLetIn(t *testing.T) {
 		if answer, err := q.ask(right); err != nil || answer.Raft != 2 {
 			t.Errorf("%+v %v", answer, err)
 		}
+	}
+}
+
+// Rule 5: a program that does not know the cluster's version does not join it.
+func TestAnOlderProgramDoesNotJoin(t *testing.T) {
+	a := openMember(t, Options{Dir: t.TempDir()})
+	q := newAsker(t, a)
+	r := joinRequest{Token: q.token.ID}
+	first, err := q.ask(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Proof = invite.Sign(q.token.Seed, invite.Challenge{
+		Cluster: q.token.Cluster, TokenID: q.token.ID, Issuer: q.token.Issuer, Joiner: q.host.Self(), IssuerNonce: first.Nonce, JoinerNonce: r.Nonce,
+	})
+	if _, err := q.ask(r); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "knows version 1 only: update it") {
+		t.Errorf("a program that does not say which version it knows: %v", err)
+	}
+	if v := a.state.View(); len(v.Members) != 1 {
+		t.Errorf("%+v", v.Members)
 	}
 }
 
