@@ -117,8 +117,14 @@ func (a *app) joinCmd() *cobra.Command {
 		Long: `Join makes the data directory, which must be empty, that of a member of the
 cluster that the token is of. It returns when that is done; "cairn mount" or
 "cairn serve" then runs the node. TOKEN may be - to read it from stdin. With --id it
-prints the id that this node will have, for "cairn invite --peer ID".`,
-		Example: example("cairn join cairn1-AQ…", "ssh first cairn invite | cairn join -"),
+prints the id that this node will have, for "cairn invite --peer ID".
+
+With --rejoin the data directory is that of a former member: one that was removed,
+left behind by "cairn recover", or restored from a copy. It becomes that of a new
+member that keeps the blocks, so that only what it lacks has to be sent. Its names
+give way to those of the cluster: what only this node had of them is lost, also
+what was added to it and pinned.`,
+		Example: example("cairn join cairn1-AQ…", "ssh first cairn invite | cairn join -", "cairn join --rejoin cairn1-AQ…"),
 		Args: func(c *cobra.Command, args []string) error {
 			if id {
 				return cobra.NoArgs(c, args)
@@ -134,6 +140,7 @@ prints the id that this node will have, for "cairn invite --peer ID".`,
 	}
 	c.Flags().StringVar(&o.Listen, "listen", "", "`HOST:PORT` that the node will listen on (default "+node.DefaultListen+")")
 	c.Flags().StringVar(&o.Name, "name", "", "what to call this node (default: the name of the host)")
+	c.Flags().BoolVar(&o.Rejoin, "rejoin", false, "make a new member of a former one, with its blocks")
 	c.Flags().BoolVar(&id, "id", false, "print the id that the node will have, and do nothing else")
 	return c
 }
@@ -174,6 +181,9 @@ func (a *app) join(ctx context.Context, token string, o node.JoinOptions) error 
 		return fail("join", dir, err)
 	}
 	_, err = fmt.Fprintf(a.Out, "joined %s as %s\n", j.Cluster, j.ID)
+	if j.Former != "" {
+		fmt.Fprintf(a.Err, "cairn: what this node was before is still a member; `cairn peers remove %s` ends that\n", shortID(string(j.Former)))
+	}
 	if j.Role == "storage" && j.Storage == 2 {
 		fmt.Fprintln(a.Err, "cairn: with two nodes, both are needed for every change from now on; a third removes that")
 	}
@@ -215,7 +225,7 @@ name.`,
 		Long: `Remove takes a node out of the cluster: its connections are closed, it is not
 listened to any more, and its blocks are copied from the other nodes that have
 them. If it may be the only one that has some, drain it first. It cannot come
-back as it is: to join again it needs an empty data directory and an invitation.`,
+back as it is: "cairn join --rejoin" makes it a new member that has its blocks.`,
 		Example: example("cairn peers remove 7Qk3mZpA"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -370,8 +380,9 @@ member of its cluster. It is for when most of the nodes that vote are lost for
 good, so that nothing can be changed any more. What was acknowledged by the others
 and never reached this node is lost, and so are blocks that only they had.
 
-The other nodes are members no longer. Should any of them come back it must not
-be used: empty its data directory and let it join again.`,
+The other nodes are members no longer. Should any of them come back it is refused,
+ends with exit code 6, and can be made a new member that has its blocks with
+"cairn join --rejoin".`,
 		Example: example("cairn recover --force-new-cluster"),
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -388,7 +399,7 @@ be used: empty its data directory and let it join again.`,
 			}
 			_, err = fmt.Fprintf(a.Out, "cluster %s goes on with this node alone, from entry %d of term %d; generation %d\n", r.Cluster, r.Entry, r.Term, r.Generation)
 			for _, m := range r.Removed {
-				fmt.Fprintf(a.Err, "cairn: removed %s (%s); if it comes back, empty its data directory and let it join again\n", printable(m.Name), m.ID)
+				fmt.Fprintf(a.Err, "cairn: removed %s (%s); if it comes back, `cairn join --rejoin` there makes it a new member\n", printable(m.Name), m.ID)
 			}
 			fmt.Fprintln(a.Err, "cairn: changes that never reached this node are lost; run `cairn check` to see which blocks are")
 			return err

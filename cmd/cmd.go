@@ -138,7 +138,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.mountCmd(), a.umountCmd(),
 		a.addCmd(), a.getCmd(), a.catCmd(), a.lsCmd(), a.pinCmd(),
-		a.statusCmd(), a.checkCmd(), a.gcCmd(), a.benchCmd(),
+		a.statusCmd(), a.doctorCmd(), a.checkCmd(), a.gcCmd(), a.benchCmd(),
 		a.inviteCmd(), a.joinCmd(), a.serveCmd(), a.peersCmd(), a.configCmd(), a.recoverCmd(),
 		a.versionCmd(), exitCodesTopic(),
 	)

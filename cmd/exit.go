@@ -27,6 +27,7 @@ const (
 	codeNotFound    = 3
 	codeIntegrity   = 4
 	codeUnavailable = 5
+	codeRefused     = 6
 )
 
 const exitCodesText = `Exit codes:
@@ -37,6 +38,8 @@ const exitCodesText = `Exit codes:
   4  integrity: stored bytes are not what they should be; the CID is named
   5  unavailable: another process has the store, or does not answer, or there
      is no FUSE, or too few nodes of the cluster answer
+  6  refused: the cluster does not take this node any more, because it was
+     removed, or its store was restored from a copy; starting again is no help
 By the name mount.cairn, as mount(8) runs it, the program has the exit codes of
 mount(8): 1 for usage, 2 if it cannot start, 8 if interrupted, 32 for the rest.`
 
@@ -112,6 +115,12 @@ func as[T error](err error) bool {
 	return errors.As(err, &target)
 }
 
+// isFinal reports whether err is a refusal that no update of the program changes.
+func isFinal(err error) bool {
+	var r *raft.Refusal
+	return errors.As(err, &r) && r.Final()
+}
+
 // outcomes lists the kinds of errors, the most telling first: an error may be
 // of several.
 func outcomes() []outcome {
@@ -119,6 +128,9 @@ func outcomes() []outcome {
 		{is(errReaderGone), codeDone, ""},
 		{is(errInterrupted), codeFailed, ""},
 		{as[*usageError], codeUsage, ""},
+		{isFinal, codeRefused, "its blocks stay usable: `cairn join --rejoin TOKEN` makes it a new member that has them, `cairn doctor` says more"},
+		{as[*raft.Refusal], codeRefused, "update cairn on this node"},
+		{is(namespace.ErrVersion), codeFailed, "update cairn on this node; nothing was changed"},
 		{is(cas.ErrBadCID), codeUsage, "give a CIDv1 as `cairn add` prints it"},
 		{is(node.ErrNewerFormat), codeFailed, "use the version of cairn that made it, or a newer one; nothing was changed"},
 		{is(node.ErrUnknownChunker), codeFailed, "use the version of cairn that made it; nothing was changed"},
@@ -142,17 +154,16 @@ func outcomes() []outcome {
 		{is(node.ErrUnreachable), codeUnavailable, ""},
 		{is(node.ErrHasStore), codeFailed, "choose another one with --dir"},
 		{is(node.ErrJoined), codeFailed, "run it with `cairn mount` or `cairn serve`"},
+		{is(node.ErrNotMember), codeFailed, "`cairn join` without --rejoin takes an empty directory"},
 		{is(node.ErrListen), codeUnavailable, "choose another address with --listen"},
 		{is(node.ErrKeyMode), codeFailed, ""},
 		{is(node.ErrOffline), codeUnavailable, "start it with `cairn mount` or `cairn serve`"},
 		{is(node.ErrNoNames), codeUnavailable, "see that the other members run and can be reached from here"},
-		{is(node.ErrRemoved), codeFailed, "to join again it needs an empty data directory and an invitation"},
 		{is(namespace.ErrNoCluster), codeNotFound, "`cairn invite` begins one"},
 		{is(namespace.ErrNoMember), codeNotFound, "`cairn peers` lists the members"},
 		{is(namespace.ErrNoInvite), codeNotFound, ""},
 		{is(raft.ErrTimeout), codeUnavailable, "see which members answer (`cairn peers`)"},
 		{is(raft.ErrNoQuorum), codeUnavailable, "see which members answer (`cairn peers`)"},
-		{is(raft.ErrBehind), codeIntegrity, ""},
 		{is(replica.ErrTooFewCopies), codeUnavailable, "see which members answer (`cairn peers`)"},
 		{is(errDamage), codeIntegrity, ""},
 		{is(node.ErrDamaged), codeIntegrity, "restore the data directory from a backup"},

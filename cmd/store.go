@@ -137,12 +137,15 @@ func (a *app) clusterRows(s control.Status, row func(name, format string, args .
 		return
 	}
 	row("cluster", "%s, %d nodes, %d copies of each block", s.Cluster.ID, len(s.Peers)+1, s.Cluster.Copies)
+	if r := s.Cluster.Refused; r != nil {
+		row("refused", "%s; see `cairn doctor`", r.Reason)
+	}
 	if s.Node == nil {
 		row("node", "does not run")
 		return
 	}
 	row("node", "%s (%s), %s", shortID(s.Node.ID), printable(s.Node.Name), s.Node.Role)
-	leader := "no leader: nothing can be changed; if most nodes are lost for good, see `cairn recover --help`"
+	leader := "no leader: nothing can be changed; see `cairn doctor`"
 	switch {
 	case s.Raft.Leader == s.Node.ID:
 		leader = "leader"

@@ -324,7 +324,7 @@ func loadView(db pebble.Reader) (*p2p.View, error) {
 	if err := unmarshal(value, &c); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
-	view := &p2p.View{Cluster: string(c.Id), Epoch: c.Epoch, Generation: c.Generation, Copies: int(c.Copies)}
+	view := &p2p.View{Cluster: string(c.Id), Epoch: c.Epoch, Generation: c.Generation, Next: c.NextRaft, Copies: int(c.Copies)}
 	err = scan(db, tagKey(nil, tagMember), func(key, value []byte) (bool, error) {
 		var m namespacepb.Member
 		if err := unmarshal(value, &m); err != nil {

@@ -31,8 +31,6 @@ var (
 	ErrOffline = errors.New("the store belongs to a member of a cluster that is not running")
 	// ErrListen says that the node cannot listen where it is told to.
 	ErrListen = errors.New("cannot listen")
-	// ErrRemoved says that the node is a member no longer.
-	ErrRemoved = errors.New("this node was removed from its cluster")
 	// ErrNoNames says that a node that has joined could not get the names.
 	ErrNoNames = errors.New("no other member of the cluster answers, and this node has no copy of the names yet")
 )
@@ -64,8 +62,6 @@ type cluster struct {
 
 	lastOK map[p2p.PeerID]time.Time // of members that are away: since when; of tend
 	folded time.Time                // when was last looked for patches that nobody folds; of tend
-
-	alone int // ticks without a session, while leaving; of tend
 
 	attending sync.Mutex
 	belongs   bool // the registry has had this node; under attending
@@ -163,8 +159,8 @@ func (c *cluster) members() []p2p.Member {
 func (c *cluster) newGroup() (*raft.Log, error) {
 	return raft.Open(raft.Options{
 		ID: c.member.Raft, State: c.n.state, DB: c.n.index.Pebble(), Journal: c.n.journal, Mark: c.n.blocks.Mark,
-		Transport: c.host, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log, Clock: c.n.o.clock,
-		Failed: c.n.log.fail, SessionEnded: func() { c.n.volume.SessionEnded() },
+		Transport: c.host, Cluster: c.member.Cluster, Public: c.host.HandleAnyone, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log,
+		Now: c.n.o.Now, Clock: c.n.o.clock, Failed: c.failed, SessionEnded: func() { c.n.volume.SessionEnded() },
 	})
 }
 
@@ -238,7 +234,7 @@ func (c *cluster) attend() {
 	case here:
 		c.belongs = true
 	case c.belongs:
-		c.n.log.fail(ErrRemoved)
+		c.failed(&raft.Refusal{Kind: raft.Removed, Text: "cluster " + v.Cluster})
 		return
 	}
 	if v.Owners() < 2 {
@@ -266,32 +262,10 @@ func (c *cluster) tend(ctx context.Context) {
 		case <-tick.C:
 			c.attend()
 			c.acquaint(ctx)
-			c.noticeRemoval()
 			c.announce(ctx)
 			c.prove(ctx)
 			c.lead(ctx)
 		}
-	}
-}
-
-// removalTicks is how many times tend finds a node that is leaving without a session
-// until it takes that for the end: nobody tells who was removed.
-const removalTicks = 5
-
-// noticeRemoval ends a node that was removed. Its vote ends before its membership,
-// and that it is leaving is the last it hears.
-func (c *cluster) noticeRemoval() {
-	v := c.n.state.View()
-	if v == nil {
-		return
-	}
-	m := v.Member(c.self)
-	if m == nil || m.State != p2p.Leaving || c.group.Session() != 0 {
-		c.alone = 0
-		return
-	}
-	if c.alone++; c.alone == removalTicks {
-		c.n.log.fail(ErrRemoved)
 	}
 }
 
@@ -315,6 +289,10 @@ func (c *cluster) announce(ctx context.Context) {
 	}
 	if differs(m.Capacity, now.Capacity) {
 		mask |= namespace.MemberCapacity
+	}
+	if c.n.state.Version() >= 2 && m.Version != namespace.Version {
+		mask |= namespace.MemberVersion
+		now.Version = namespace.Version
 	}
 	now.State = m.State
 	if m.State == p2p.Away {
@@ -361,6 +339,9 @@ func (n *Node) takeOptions() {
 
 // openCluster is the step of open for a store that is a member's.
 func (n *Node) openCluster(ctx context.Context) error {
+	if r := n.refusal.Load(); r != nil {
+		return r
+	}
 	was := n.memberFile
 	n.takeOptions()
 	if n.memberFile.Listen != was.Listen || n.memberFile.Name != was.Name {
@@ -399,18 +380,21 @@ func (n *Node) awaitNames(ctx context.Context) error {
 
 // awaitSession waits until the node has a session, without which files are neither
 // written nor locked. Where no majority answers it is not waited for: what is here
-// can be read.
-func (c *cluster) awaitSession(ctx context.Context) {
+// can be read. An error says that the node cannot take part at all.
+func (c *cluster) awaitSession(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionPatience)
 	defer cancel()
 	for c.group.Session() == 0 {
 		select {
 		case <-ctx.Done():
 			c.log.Warn("no majority of the cluster's voters answers yet: files can be read, as they were when they were last seen here, and not be changed")
-			return
+			return nil
+		case err := <-c.n.failed:
+			return err
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+	return nil
 }
 
 // sessionPatience is how long the start of a node waits for a session.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/cairnfs/cairn/cas/castest"
 	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/node/control"
 	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/host"
@@ -181,6 +182,7 @@ func TestAStoreBecomesACluster(t *testing.T) {
 	}
 }
 
+// Rule 20.
 func TestAMemberThatIsRemovedStops(t *testing.T) {
 	dir := t.TempDir()
 	a := openMember(t, Options{Dir: filepath.Join(dir, "a")})
@@ -204,17 +206,8 @@ func TestAMemberThatIsRemovedStops(t *testing.T) {
 	if _, err := c.cluster.Load().host.Call(ctx, a.cluster.Load().self, protocolInfo); err == nil {
 		t.Error("who was removed is still answered")
 	}
-	select {
-	case err := <-c.Failed():
-		if !errors.Is(err, ErrRemoved) {
-			t.Errorf("who was removed says %v", err)
-		}
-	case <-time.After(time.Minute):
-		t.Error("who was removed does not notice")
-	}
-	c.index = nil // as it has no cluster, it could not close in order
-	_ = c.cluster.Load().close()
-	_ = c.release()
+	refused(t, c, raft.Removed)
+	c.abandon()
 }
 
 // Rule 1, and that no names are lost on the way from one log to the other: whenever
@@ -316,7 +309,7 @@ func (q *asker) ask(r joinRequest) (*joinAnswer, error) {
 func TestWhoCannotProveTheInvitationIsNotLetIn(t *testing.T) {
 	a := openMember(t, Options{Dir: t.TempDir()})
 	q := newAsker(t, a)
-	r := joinRequest{Token: q.token.ID, Name: "evil"}
+	r := joinRequest{Token: q.token.ID, Name: "evil", Version: namespace.Version}
 	_, _ = rand.Read(r.Nonce[:])
 	first, err := q.ask(r)
 	if err != nil {
@@ -336,7 +329,7 @@ func TestWhoCannotProveTheInvitationIsNotLetIn(t *testing.T) {
 	if _, err := q.host.CallStranger(t.Context(), q.token.Issuer, q.token.Addrs, protocolJoin, []byte("garbage")); err == nil {
 		t.Error("garbage is answered")
 	}
-	for _, p := range []p2p.Protocol{protocolInfo, protocolHolds, "/cairn/raft/1", "/cairn/blocks/1", "/cairn/snapshot/1"} {
+	for _, p := range []p2p.Protocol{protocolInfo, protocolHolds, "/cairn/raft/1", "/cairn/raft/2", "/cairn/blocks/1", "/cairn/snapshot/1"} {
 		if _, err := q.host.CallStranger(t.Context(), q.token.Issuer, q.token.Addrs, p, nil); err == nil {
 			t.Errorf("a stranger reaches %s", p)
 		}
@@ -355,6 +348,26 @@ func TestWhoCannotProveTheInvitationIsNotLetIn(t *testing.T) {
 		if answer, err := q.ask(right); err != nil || answer.Raft != 2 {
 			t.Errorf("%+v %v", answer, err)
 		}
+	}
+}
+
+// Rule 5: a program that does not know the cluster's version does not join it.
+func TestAnOlderProgramDoesNotJoin(t *testing.T) {
+	a := openMember(t, Options{Dir: t.TempDir()})
+	q := newAsker(t, a)
+	r := joinRequest{Token: q.token.ID}
+	first, err := q.ask(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Proof = invite.Sign(q.token.Seed, invite.Challenge{
+		Cluster: q.token.Cluster, TokenID: q.token.ID, Issuer: q.token.Issuer, Joiner: q.host.Self(), IssuerNonce: first.Nonce, JoinerNonce: r.Nonce,
+	})
+	if _, err := q.ask(r); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "knows version 1 only: update it") {
+		t.Errorf("a program that does not say which version it knows: %v", err)
+	}
+	if v := a.state.View(); len(v.Members) != 1 {
+		t.Errorf("%+v", v.Members)
 	}
 }
 

@@ -115,6 +115,7 @@ func (c *cluster) lead(ctx context.Context) {
 		c.log.Debug("files without a name are removed later", "err", err)
 	}
 	c.noteAway(ctx)
+	c.raise(ctx)
 	c.foldAbandoned()
 }
 
@@ -266,11 +267,5 @@ func (c *cluster) setProven(is bool) error {
 	if c.n.memberFile.Proven == is {
 		return nil
 	}
-	m := c.n.memberFile
-	m.Proven = is
-	if err := writeMember(c.n.o.FS, c.n.o.Dir, m); err != nil {
-		return err
-	}
-	c.n.memberFile.Proven = is
-	return nil
+	return c.n.changeMember(func(m *memberFile) { m.Proven = is })
 }

@@ -41,7 +41,9 @@ func (n *Node) found(ctx context.Context) (err error) {
 		return errors.Join(err, c.close())
 	}
 	c.start(ctx)
-	c.awaitSession(ctx)
+	if err := c.awaitSession(ctx); err != nil {
+		return err
+	}
 	n.volume.Share(c.group)
 	return nil
 }

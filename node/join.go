@@ -36,6 +36,7 @@ type joinRequest struct {
 	Name     string   `json:"name,omitempty"`
 	Addrs    []string `json:"addrs,omitempty"`
 	Capacity uint64   `json:"capacity,omitempty"`
+	Version  uint32   `json:"version,omitempty"` // that the program knows; 0 reads as 1
 }
 
 // joinAnswer is the answer to either.
@@ -48,6 +49,7 @@ type joinAnswer struct {
 	Chunker cutting    `json:"chunker,omitzero"`
 	Peers   []peerAddr `json:"peers,omitempty"`
 	Storage int        `json:"storage,omitempty"` // members that store blocks, the joiner included
+	Version uint32     `json:"version,omitempty"` // of the cluster; 0 reads as 1
 }
 
 // Errors of joining. Compare with errors.Is.
@@ -150,7 +152,14 @@ func (c *cluster) admit(ctx context.Context, from p2p.PeerID, req []byte) (*join
 	if !proved {
 		return nil, errors.New("the proof of the invitation is wrong")
 	}
+	version := c.n.state.Version()
+	if max(r.Version, 1) < version {
+		return nil, fmt.Errorf("the cluster is at version %d, and the cairn that asks knows version %d only: update it", version, max(r.Version, 1))
+	}
 	m := p2p.Member{ID: from, Name: r.Name, Addrs: r.Addrs, Capacity: r.Capacity}
+	if version >= 2 {
+		m.Version = r.Version
+	}
 	if _, err := c.n.propose(ctx, &namespace.Redeem{Invite: id, Member: m}); err != nil {
 		return nil, err
 	}
@@ -162,7 +171,7 @@ func (c *cluster) admit(ctx context.Context, from p2p.PeerID, req []byte) (*join
 	}
 	c.log.Info("a node has joined", "peer", from, "name", r.Name, "role", member.Role)
 	a := &joinAnswer{
-		Cluster: view.Cluster, Raft: member.Raft, Role: member.Role.String(), Chunker: c.n.config.Chunker,
+		Cluster: view.Cluster, Raft: member.Raft, Role: member.Role.String(), Chunker: c.n.config.Chunker, Version: version,
 	}
 	for _, p := range view.Members {
 		if p.Role == p2p.RoleStorage {
@@ -181,6 +190,9 @@ type JoinOptions struct {
 	Token  string
 	Listen string // default DefaultListen
 	Name   string // default: that of the host
+	// Rejoin has the store of a former member become that of a new one, which keeps
+	// its blocks; its names, its key and its membership end.
+	Rejoin bool
 
 	FS     vfs.FS
 	Now    func() time.Time
@@ -197,12 +209,15 @@ type Joined struct {
 	Role    string
 	// Storage is how many members store blocks, this one included.
 	Storage int
+	// Former is the member that the node was before, if that is still registered.
+	Former p2p.PeerID
 }
 
 // Join makes the empty data directory that of a member of the token's cluster.
 // Nothing runs on return: Open does.
 //
-// Errors: those of invite.Parse; ErrHasStore, ErrJoined, ErrNotEmpty; ErrUnreachable;
+// Errors: those of invite.Parse; ErrHasStore, ErrJoined, ErrNotEmpty, with Rejoin
+// ErrNotMember; ErrUnreachable;
 // ErrRefused with the reason. After any of them it can be called again.
 func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	no := Options{Dir: o.Dir, FS: o.FS, Now: o.Now, Random: o.Random, Logger: o.Logger, Command: "cairn join", network: o.network}
@@ -215,7 +230,11 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 		return Joined{}, err
 	}
 	n := &Node{o: no}
-	if err := n.checkJoin(); err != nil {
+	check := n.checkJoin
+	if o.Rejoin {
+		check = n.checkRejoin
+	}
+	if err := check(); err != nil {
 		return Joined{}, err
 	}
 	if err := makeDir(no.FS, no.Dir); err != nil {
@@ -227,7 +246,7 @@ func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 		}
 		defer n.lock.release()
 	}
-	if err := n.checkJoin(); err != nil {
+	if err := check(); err != nil {
 		return Joined{}, err
 	}
 	return n.join(ctx, t, o)
@@ -273,11 +292,18 @@ func (n *Node) checkJoin() error {
 func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined, error) {
 	// The key is kept before anybody knows it: asked again, the cluster must
 	// find the same node.
-	seed, id, err := makeKey(n.o.FS, n.o.Dir, n.o.Random)
+	keyFile := keyName
+	if o.Rejoin {
+		keyFile = keyName + nextSuffix
+	}
+	seed, id, err := makeKeyAs(n.o.FS, n.o.Dir, keyFile, n.o.Random)
 	if err != nil {
 		return Joined{}, err
 	}
 	listen := o.Listen
+	if listen == "" && o.Rejoin {
+		listen = n.memberFile.Listen
+	}
 	if listen == "" {
 		listen = DefaultListen
 	}
@@ -287,7 +313,7 @@ func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined
 		return Joined{}, fmt.Errorf("%w on %s: %w", ErrListen, listen, err)
 	}
 	defer h.Close()
-	r := joinRequest{Token: t.ID, Name: o.Name, Addrs: h.Addrs()}
+	r := joinRequest{Token: t.ID, Name: o.Name, Addrs: h.Addrs(), Version: namespace.Version}
 	if r.Name == "" {
 		r.Name, _ = os.Hostname()
 	}
@@ -311,10 +337,12 @@ func (n *Node) join(ctx context.Context, t *invite.Token, o JoinOptions) (Joined
 	if err != nil {
 		return Joined{}, err
 	}
-	if err := n.become(a, listen, o.Name); err != nil {
-		return Joined{}, err
+	j := Joined{ID: id, Cluster: a.Cluster, Role: a.Role, Storage: a.Storage}
+	if o.Rejoin {
+		j.Former, err = n.becomeAgain(a, listen, o.Name)
+		return j, err
 	}
-	return Joined{ID: id, Cluster: a.Cluster, Role: a.Role, Storage: a.Storage}, nil
+	return j, n.become(a, listen, o.Name)
 }
 
 // joinPatience is how long one question may take.
@@ -345,8 +373,8 @@ func ask(ctx context.Context, h network, t *invite.Token, r joinRequest) (*joinA
 // become writes what makes the directory a member's store. Last comes the config,
 // without which there is none.
 func (n *Node) become(a *joinAnswer, listen, name string) error {
-	if a.Raft == 0 || len(a.Cluster) != 32 || len(a.Peers) == 0 {
-		return errors.New("answer of the cluster is incomplete")
+	if err := checkAnswer(a); err != nil {
+		return err
 	}
 	c, err := newConfig(n.o.Random, n.o.Now(), chunker.Params(a.Chunker))
 	if err != nil {
@@ -355,8 +383,7 @@ func (n *Node) become(a *joinAnswer, listen, name string) error {
 	if _, err := c.format(); err != nil {
 		return err
 	}
-	m := memberFile{Format: memberFormat, Listen: listen, Name: name, Raft: a.Raft, Cluster: a.Cluster, Joined: true, Peers: a.Peers}
-	if err := writeMember(n.o.FS, n.o.Dir, m); err != nil {
+	if err := writeMember(n.o.FS, n.o.Dir, memberOf(a, listen, name)); err != nil {
 		return err
 	}
 	for _, dir := range []string{segmentsDir, journalDir} {
@@ -365,4 +392,19 @@ func (n *Node) become(a *joinAnswer, listen, name string) error {
 		}
 	}
 	return writeConfig(n.o.FS, n.o.Dir, c)
+}
+
+func memberOf(a *joinAnswer, listen, name string) memberFile {
+	return memberFile{Format: memberFormat, Listen: listen, Name: name, Raft: a.Raft, Cluster: a.Cluster, Joined: true, Peers: a.Peers}
+}
+
+// checkAnswer fails if a member cannot be made of the answer.
+func checkAnswer(a *joinAnswer) error {
+	if a.Raft == 0 || len(a.Cluster) != 32 || len(a.Peers) == 0 {
+		return errors.New("answer of the cluster is incomplete")
+	}
+	if a.Version > namespace.Version {
+		return fmt.Errorf("%w: the cluster is at version %d, this program knows %d", ErrNewerFormat, a.Version, namespace.Version)
+	}
+	return nil
 }

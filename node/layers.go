@@ -83,7 +83,7 @@ func (n *Node) openVolume(ctx context.Context) error {
 		return fmt.Errorf("start volume: %w", err)
 	}
 	if n.state.Applied() > 0 {
-		return nil
+		return n.raiseAlone(ctx)
 	}
 	// The first command of a store is durable before its first block.
 	if n.blocks.Stats().Blocks > 0 {
@@ -149,7 +149,9 @@ func (n *Node) startCluster(ctx context.Context) error {
 	if err := n.awaitNames(ctx); err != nil {
 		return errors.Join(err, n.volume.Close(context.WithoutCancel(ctx)))
 	}
-	c.awaitSession(ctx)
+	if err := c.awaitSession(ctx); err != nil {
+		return errors.Join(err, n.volume.Close(context.WithoutCancel(ctx)))
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/host"
 )
@@ -45,6 +46,8 @@ type memberFile struct {
 	// Proven says that all that is named is known to be on two nodes: see
 	// replica.Options.
 	Proven bool `json:"proven,omitempty"`
+	// Refused says why the node cannot be a member any more.
+	Refused *raft.Refusal `json:"refused,omitempty"`
 }
 
 // peerAddr is a member and where it was when this node joined.
@@ -74,16 +77,20 @@ func readMember(fsys vfs.FS, dir string) (m memberFile, ok bool, err error) {
 }
 
 func writeMember(fsys vfs.FS, dir string, m memberFile) error {
+	return writeMemberAs(fsys, dir, memberName, m)
+}
+
+func writeMemberAs(fsys vfs.FS, dir, name string, m memberFile) error {
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
 	}
-	return replaceFile(fsys, dir, memberName, append(data, '\n'))
+	return replaceFile(fsys, dir, name, append(data, '\n'))
 }
 
-// readKey returns the seed of the node's key, nil if it has none.
-func readKey(fsys vfs.FS, dir string) ([]byte, error) {
-	path := fsys.PathJoin(dir, keyName)
+// readKey returns the seed of a key, nil if there is none.
+func readKey(fsys vfs.FS, dir, name string) ([]byte, error) {
+	path := fsys.PathJoin(dir, name)
 	info, err := fsys.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -107,7 +114,11 @@ func readKey(fsys vfs.FS, dir string) ([]byte, error) {
 
 // makeKey returns the seed of the node's key, which it makes if there is none.
 func makeKey(fsys vfs.FS, dir string, random io.Reader) ([]byte, p2p.PeerID, error) {
-	seed, err := readKey(fsys, dir)
+	return makeKeyAs(fsys, dir, keyName, random)
+}
+
+func makeKeyAs(fsys vfs.FS, dir, name string, random io.Reader) ([]byte, p2p.PeerID, error) {
+	seed, err := readKey(fsys, dir, name)
 	if err != nil {
 		return nil, "", err
 	}
@@ -116,7 +127,7 @@ func makeKey(fsys vfs.FS, dir string, random io.Reader) ([]byte, p2p.PeerID, err
 		if _, err := io.ReadFull(random, seed); err != nil {
 			return nil, "", err
 		}
-		if err := replaceFile(fsys, dir, keyName, fmt.Appendf(nil, "%x\n", seed)); err != nil {
+		if err := replaceFile(fsys, dir, name, fmt.Appendf(nil, "%x\n", seed)); err != nil {
 			return nil, "", err
 		}
 	}

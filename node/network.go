@@ -14,6 +14,7 @@ type network interface {
 	SetMembers([]p2p.Member)
 	OpenDoor(open bool)
 	HandleStranger(p2p.Protocol, p2p.Handler)
+	HandleAnyone(p2p.Protocol, p2p.Handler)
 	CallStranger(ctx context.Context, to p2p.PeerID, addrs []string, p p2p.Protocol, req []byte) ([]byte, error)
 	Addrs() []string
 	Traffic() (sent, received int64)

@@ -42,6 +42,7 @@ import (
 	"github.com/cairnfs/cairn/index/journal"
 	"github.com/cairnfs/cairn/index/stamp"
 	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/p2p/host"
 	"github.com/cairnfs/cairn/volume"
 )
@@ -148,6 +149,8 @@ type Node struct {
 	logRecords []journal.Record        // of the group's log, if offline
 	cluster    atomic.Pointer[cluster] // nil: alone, or offline
 	founding   sync.Mutex
+	membering  sync.Mutex                   // held while memberFile changes
+	refusal    atomic.Pointer[raft.Refusal] // why the node is a member no more
 
 	mu     sync.Mutex
 	mounts []string
@@ -270,10 +273,14 @@ func (n *Node) openDir(context.Context) error {
 			return err
 		}
 	}
+	if err := finishRejoin(o.FS, o.Dir); err != nil {
+		return err
+	}
 	// Who held the lock before may have made the store just now.
 	if n.memberFile, _, err = readMember(o.FS, o.Dir); err != nil {
 		return err
 	}
+	n.refusal.Store(n.memberFile.Refused)
 	if n.config, err = n.readConfig(); errors.Is(err, ErrNoStore) && o.Create {
 		if n.config, err = newConfig(o.Random, o.Now(), o.Chunker); err != nil {
 			return err

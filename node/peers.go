@@ -116,11 +116,14 @@ func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
 	c, v := n.cluster.Load(), n.state.View()
 	if v == nil {
 		if n.memberFile.Joined { // and has not run yet
-			s.Cluster = &control.ClusterStatus{ID: n.memberFile.Cluster}
+			s.Cluster = &control.ClusterStatus{ID: n.memberFile.Cluster, Refused: n.refused()}
 		}
 		return
 	}
-	s.Cluster = &control.ClusterStatus{ID: v.Cluster, Epoch: v.Epoch, Copies: v.Owners()}
+	s.Cluster = &control.ClusterStatus{
+		ID: v.Cluster, Epoch: v.Epoch, Copies: v.Owners(), Generation: v.Generation,
+		Version: n.state.Version(), Knows: namespace.Version, Refused: n.refused(),
+	}
 	s.Peers = []control.PeerStatus{}
 	if c == nil {
 		return
@@ -129,12 +132,18 @@ func (n *Node) clusterStatus(ctx context.Context, s *control.Status) {
 	if m := v.Member(c.self); m != nil {
 		s.Node.Name, s.Node.Role, s.Node.State = m.Name, m.Role.String(), m.State.String()
 	}
+	if version, lagging := planVersion(v, c.knows); version < namespace.Version {
+		for _, id := range lagging {
+			s.Cluster.Lagging = append(s.Cluster.Lagging, string(id))
+		}
+	}
 	g := c.group.Status()
-	s.Raft = &control.RaftStatus{Role: g.Role, Leader: string(g.Leader), Term: g.Term, AppliedIndex: n.state.Applied(), Session: uint64(c.group.Session())}
+	s.Raft = &control.RaftStatus{Role: g.Role, Leader: string(g.Leader), Term: g.Term, AppliedIndex: n.state.Applied(), Session: uint64(c.group.Session()),
+		Voter: slices.Contains(g.Voters, c.member.Raft)}
 	r := c.replica.Status()
 	s.Blocks = &control.BlocksStatus{
 		UnderReplicated: r.UnderReplicated, PendingReplication: r.Pending, Repaired: r.Repaired,
-		Droppable: r.Droppable, Dropped: r.Dropped, Checked: r.Checked, PassDone: r.PassDone,
+		Droppable: r.Droppable, Dropped: r.Dropped, Checked: r.Checked, PassDone: r.PassDone, Lost: r.Lost,
 	}
 	sent, received := c.host.Traffic()
 	s.Node.SentBytes, s.Node.ReceivedBytes = sent, received
@@ -167,6 +176,9 @@ func (c *cluster) peerStatus(ctx context.Context, v *p2p.View, voters []uint64) 
 			p.State = m.State.String()
 		}
 		p.Away = m.State == p2p.Away
+		if _, ahead, met := c.group.Met(m.ID); met {
+			p.ClockAheadMillis = ahead.Milliseconds()
+		}
 		all = append(all, p)
 	}
 	for i := range all {

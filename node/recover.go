@@ -48,6 +48,11 @@ func Recover(ctx context.Context, o Options) (r Recovered, err error) {
 			r.Removed = append(r.Removed, m)
 		}
 	}
+	// Who has refused this node is a member no more.
+	n.refusal.Store(nil)
+	if err := n.changeMember(func(*memberFile) {}); err != nil {
+		return r, err
+	}
 	v := n.state.View()
 	r.Cluster, r.Generation = v.Cluster, v.Generation
 	return r, n.index.Flush()

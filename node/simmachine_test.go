@@ -309,8 +309,10 @@ func (p *process) ended(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.back = time.Now().Add(time.Second)
+	var refusal *raft.Refusal
+	refused := errors.As(err, &refusal)
 	switch {
-	case errors.Is(err, raft.ErrBehind) && m.stale, errors.Is(err, ErrRemoved) && w.isLeaving(m):
+	case refused && refusal.Kind == raft.Restored && m.stale, refused && refusal.Kind == raft.Removed && w.isLeaving(m):
 		m.end, m.on = err, false
 	case errors.Is(err, ErrNoNames):
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENOSPC), errors.Is(err, cas.ErrNoSpace):

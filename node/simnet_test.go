@@ -60,23 +60,32 @@ func (h *simHost) OpenDoor(open bool) {
 }
 
 // enter counts a handler that runs, unless its caller is not to be answered.
-func (h *simHost) enter(from p2p.PeerID, strangers bool) bool {
+func (h *simHost) enter(from p2p.PeerID, to audience) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || !h.members[from] && from != h.Self() && !(strangers && h.open) {
+	if h.closed || !h.members[from] && from != h.Self() && to != anyone && !(to == strangers && h.open) {
 		return false
 	}
 	h.running.Add(1)
 	return true
 }
 
-func (h *simHost) handle(p p2p.Protocol, fn p2p.Handler, strangers bool) {
+// audience is who reaches a handler.
+type audience int
+
+const (
+	onlyMembers audience = iota
+	strangers
+	anyone
+)
+
+func (h *simHost) handle(p p2p.Protocol, fn p2p.Handler, to audience) {
 	if fn == nil {
 		h.Transport.Handle(p, nil)
 		return
 	}
 	h.Transport.Handle(p, func(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
-		if !h.enter(from, strangers) {
+		if !h.enter(from, to) {
 			return nil, p2p.ErrUnreachable
 		}
 		defer h.running.Done()
@@ -84,9 +93,11 @@ func (h *simHost) handle(p p2p.Protocol, fn p2p.Handler, strangers bool) {
 	})
 }
 
-func (h *simHost) Handle(p p2p.Protocol, fn p2p.Handler) { h.handle(p, fn, false) }
+func (h *simHost) Handle(p p2p.Protocol, fn p2p.Handler) { h.handle(p, fn, onlyMembers) }
 
-func (h *simHost) HandleStranger(p p2p.Protocol, fn p2p.Handler) { h.handle(p, fn, true) }
+func (h *simHost) HandleStranger(p p2p.Protocol, fn p2p.Handler) { h.handle(p, fn, strangers) }
+
+func (h *simHost) HandleAnyone(p p2p.Protocol, fn p2p.Handler) { h.handle(p, fn, anyone) }
 
 func (h *simHost) Call(ctx context.Context, to p2p.PeerID, p p2p.Protocol, req ...[]byte) ([]byte, error) {
 	h.mu.Lock()

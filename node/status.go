@@ -154,6 +154,9 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 		},
 		DedupRatio: 1,
 	}
+	if u, err := n.usage(); err == nil {
+		s.Store.AvailBytes, s.Store.DiskBytes = int64(u.Avail), int64(u.Total)
+	}
 	err := n.Pins(ctx, func(p control.Pin) error {
 		s.Pins.Count++
 		s.Pins.LogicalBytes += n.pinned.size(ctx, &n.stores, p.CID)

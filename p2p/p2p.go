@@ -104,6 +104,7 @@ type View struct {
 	Cluster    string   // id of the cluster, 32 hexadecimal digits
 	Epoch      uint64   // grows with each change
 	Generation uint64   // grows when a new cluster is forced out of what is left of one
+	Next       uint64   // Raft of the next member
 	Copies     int      // nodes that are to hold each block, as configured; 0 is the default
 	Members    []Member // in order of ID
 }
@@ -195,10 +196,22 @@ var (
 	ErrTooLarge = fmt.Errorf("message is larger than %d bytes", MaxMessage)
 )
 
-// RemoteError is what a peer's handler failed with.
+// RemoteError is what a peer's handler failed with. It unwraps to ErrNotServed if
+// there is none.
 type RemoteError struct {
-	Peer PeerID
-	Text string
+	Peer      PeerID
+	Text      string
+	NotServed bool
+}
+
+// ErrNotServed says that a peer does not know a protocol, or not to this node.
+var ErrNotServed = errors.New("protocol is not served")
+
+func (e *RemoteError) Unwrap() error {
+	if e.NotServed {
+		return ErrNotServed
+	}
+	return nil
 }
 
 func (e *RemoteError) Error() string { return fmt.Sprintf("peer %s: %s", e.Peer.Short(), e.Text) }

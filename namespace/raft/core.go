@@ -29,10 +29,13 @@ type core struct {
 	// told of results, in the order of the log
 	applied func(cmd *namespace.Command, encoded []byte, res namespace.Result)
 	read    func(token []byte, index uint64)
+	// told how far another member's log is, see memory.note
+	learnt func(id, term, entry, commit uint64)
 
 	incoming *namespace.Import // a namespace that a snapshot, already stepped, stands for
 	position uint64            // last entry applied, also those without a command
 	failure  error
+	quiet    int // ticks for which this member does not vote
 }
 
 // Ticks of the group's clock.
@@ -44,16 +47,12 @@ const (
 // maxUncommitted bounds the bytes of entries that a leader has not committed.
 const maxUncommitted = 64 << 20
 
-// Errors that end a core.
-var (
-	// ErrBehind says that this node's log lacks what it has acknowledged: its
-	// disk is an older copy, or lost what it had synced. Were it to go on, it
-	// could vote for a leader that lacks acknowledged commands.
-	ErrBehind = errors.New("log is older than what this node has acknowledged: its store was restored from a copy or has lost writes; remove the node from the cluster and let it join again with an empty data directory")
-)
+// quietTicks is how long a member that has just started does not vote, unless it has
+// met all others before: one of them may know that its store is an older copy.
+const quietTicks = electionTicks
 
 func newCore(id uint64, st *store, state *namespace.State, log *slog.Logger) (*core, error) {
-	c := &core{id: id, store: st, state: state, log: log, position: st.applied}
+	c := &core{id: id, store: st, state: state, log: log, position: st.applied, quiet: quietTicks}
 	rn, err := raft.NewRawNode(&raft.Config{
 		ID:                        id,
 		ElectionTick:              electionTicks,
@@ -84,16 +83,50 @@ func (c *core) step(m *raftpb.Message) error {
 	}
 	// Rule 4: what the leader knows to be acknowledged by this node must be here.
 	if last, _ := c.store.LastIndex(); m.GetType() == raftpb.MsgHeartbeat && m.GetCommit() > last {
-		return fmt.Errorf("%w (it ends at entry %d, entry %d is acknowledged)", ErrBehind, last, m.GetCommit())
+		return &Refusal{Kind: Restored, Text: fmt.Sprintf("its log ends at entry %d, entry %d is acknowledged", last, m.GetCommit())}
 	}
-	if m.GetType() == raftpb.MsgSnap {
+	switch m.GetType() {
+	case raftpb.MsgSnap:
 		return nil // by receive
+	case raftpb.MsgVote, raftpb.MsgPreVote, raftpb.MsgTimeoutNow:
+		if c.quiet > 0 {
+			return nil
+		}
 	}
+	c.learn(m)
 	err := c.rn.Step(m)
 	if errors.Is(err, raft.ErrProposalDropped) || errors.Is(err, raft.ErrStepPeerNotFound) {
 		return nil // whoever proposed it tries again
 	}
 	return err
+}
+
+// tick lets time go on.
+func (c *core) tick() {
+	c.quiet = max(c.quiet-1, 0)
+	c.rn.Tick()
+}
+
+// learn tells what a message says of the sender's log: all that it speaks of was
+// durable there before it was sent.
+func (c *core) learn(m *raftpb.Message) {
+	now := c.rn.BasicStatus()
+	if c.learnt == nil || m.GetTerm() < now.GetTerm() {
+		return
+	}
+	entry := uint64(0)
+	switch m.GetType() {
+	case raftpb.MsgApp:
+		entry = m.GetIndex() + uint64(len(m.GetEntries()))
+	case raftpb.MsgAppResp:
+		if !m.GetReject() {
+			entry = m.GetIndex()
+		}
+	case raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp, raftpb.MsgVote, raftpb.MsgVoteResp:
+	default:
+		return // of a term that need not be the sender's
+	}
+	c.learnt(m.GetFrom(), m.GetTerm(), entry, now.GetCommit())
 }
 
 // receive takes the snapshot that m announces and in contains, as of the place at.

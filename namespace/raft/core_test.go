@@ -62,7 +62,8 @@ func TestANodeThatLacksWhatItAcknowledgedIsRefused(t *testing.T) {
 	if err := c.step(fromLeader(raftpb.MsgHeartbeat, 2, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.step(fromLeader(raftpb.MsgHeartbeat, 2, 5)); !errors.Is(err, ErrBehind) {
+	var refusal *Refusal
+	if err := c.step(fromLeader(raftpb.MsgHeartbeat, 2, 5)); !errors.As(err, &refusal) || refusal.Kind != Restored {
 		t.Errorf("entry 5 is acknowledged, and the log ends at 1: %v", err)
 	}
 }

@@ -46,7 +46,7 @@ func testLogger(t testing.TB, name string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(io.Discard, nil))
 }
 
-func openDisk(fs *vfs.MemFS, log *slog.Logger) (*disk, []journal.Record, error) {
+func openDisk(fs *vfs.MemFS, log *slog.Logger, knows uint32) (*disk, []journal.Record, error) {
 	d := &disk{fs: fs}
 	var err error
 	if d.index, err = index.Open(index.Options{FS: fs, Dir: "index", MemTableBytes: 256 << 10, CacheBytes: 1 << 20, Logger: log}); err != nil {
@@ -55,7 +55,7 @@ func openDisk(fs *vfs.MemFS, log *slog.Logger) (*disk, []journal.Record, error) 
 	if d.journal, err = journal.Open(journal.Options{FS: fs, Dir: "journal", FileSize: 256 << 10, FlushAfter: -1, Logger: log}); err != nil {
 		return nil, nil, err
 	}
-	o := namespace.Options{HashKey: [16]byte{7}, Logger: log, CacheInodes: 256, CacheDentries: 256}
+	o := namespace.Options{HashKey: [16]byte{7}, Logger: log, CacheInodes: 256, CacheDentries: 256, Knows: knows}
 	if d.state, err = namespace.Open(d.index.Pebble(), o); err != nil {
 		return nil, nil, err
 	}
@@ -100,6 +100,8 @@ type group struct {
 	t   testing.TB
 	net *memnet.Network
 	ttl time.Duration // of sessions
+	// version that the programs of nodes know that start now, 0: this one's
+	knows uint32
 
 	mu    sync.Mutex
 	nodes map[uint64]*member
@@ -137,7 +139,7 @@ func (g *group) node(id uint64) *member {
 func (g *group) start(id uint64, fs *vfs.MemFS) *member {
 	g.t.Helper()
 	log := testLogger(g.t, fmt.Sprint(id))
-	d, records, err := openDisk(fs, log)
+	d, records, err := openDisk(fs, log, g.knows)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -152,7 +154,7 @@ func (m *member) run(records []journal.Record) *member {
 	m.log, err = Open(Options{
 		ID: m.id, State: m.state, DB: m.index.Pebble(), Journal: m.journal, Mark: func() uint64 { return 0 },
 		Transport: g.net.Join(peerName(m.id)), FS: m.fs, Dir: "", Logger: testLogger(t, fmt.Sprint(m.id)),
-		Tick: 10 * time.Millisecond, TTL: g.ttl, Timeout: 20 * time.Second,
+		Knows: g.knows, Tick: 10 * time.Millisecond, TTL: g.ttl, Timeout: 20 * time.Second,
 		SessionEnded: func() { g.mu.Lock(); m.ends++; g.mu.Unlock() },
 		Failed:       func(err error) { g.mu.Lock(); m.fail = err; g.mu.Unlock() },
 	})
@@ -178,7 +180,7 @@ func (m *member) run(records []journal.Record) *member {
 func (g *group) found() *member {
 	g.t.Helper()
 	fs := vfs.NewCrashableMem()
-	d, _, err := openDisk(fs, testLogger(g.t, "1"))
+	d, _, err := openDisk(fs, testLogger(g.t, "1"), g.knows)
 	if err != nil {
 		g.t.Fatal(err)
 	}

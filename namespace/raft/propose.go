@@ -87,6 +87,9 @@ func (l *Log) propose(ctx context.Context, session namespace.SessionID, cmd *nam
 	case <-ctx.Done():
 		return namespace.Result{}, context.Cause(ctx)
 	}
+	if err := l.o.State.Supports(cmd); err != nil {
+		return namespace.Result{Err: err}, nil
+	}
 	own := *cmd
 	own.Session = session
 	entry, full, refusal, err := p.add(&own)

@@ -43,6 +43,11 @@ type Options struct {
 	Journal   *journal.Journal
 	Mark      func() uint64 // see solo.Open
 	Transport p2p.Transport
+	// Cluster is the id of the cluster, for as long as the namespace does not have it.
+	Cluster string
+	// Public has requests of a protocol answered also to those who are no members,
+	// so that they learn it. Default: only to members.
+	Public func(p2p.Protocol, p2p.Handler)
 	// FS and Dir hold a namespace while it is received.
 	FS  vfs.FS
 	Dir string
@@ -53,6 +58,8 @@ type Options struct {
 	Timeout time.Duration        // of Propose and Barrier, default 10 s
 	TTL     time.Duration        // of sessions, default 12 s
 	Clock   func() time.Duration // that goes on while the machine sleeps; default CLOCK_BOOTTIME
+	Now     func() time.Time     // default time.Now
+	Knows   uint32               // version that the program knows, default namespace.Version
 	// Failed is told why the log has stopped for good. Default: nobody.
 	Failed func(error)
 	// SessionEnded is told when the node's session is over, from a goroutine of
@@ -72,6 +79,15 @@ func (o *Options) setDefaults() {
 	}
 	if o.Clock == nil {
 		o.Clock = newClock()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Knows == 0 {
+		o.Knows = namespace.Version
+	}
+	if o.Public == nil {
+		o.Public = o.Transport.Handle
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -119,10 +135,12 @@ type Log struct {
 	fetching  atomic.Bool
 
 	status    atomic.Pointer[Status]
-	leader    bool // of the run loop
+	mark      uint64 // of this start
+	leader    bool   // of the run loop
 	deadlines map[namespace.SessionID]time.Duration
-	snapshots map[uint64]time.Duration // sent to, and until when they are waited for
-	tried     time.Duration            // when a change of the group was proposed last
+	snapshots map[uint64]time.Duration  // sent to, and until when they are waited for
+	warned    map[warning]time.Duration // of what, and when
+	tried     time.Duration             // when a change of the group was proposed last
 
 	checkpointing sync.Mutex
 }
@@ -171,6 +189,7 @@ func Open(o Options) (*Log, error) {
 		o: o, store: st,
 		received: make(chan []*raftpb.Message, 256), calls: make(chan func(), 64), wake: make(chan struct{}, 1),
 		deadlines: make(map[namespace.SessionID]time.Duration), snapshots: make(map[uint64]time.Duration),
+		warned: make(map[warning]time.Duration),
 	}
 	l.proposals.init()
 	l.reads.token = rand.Uint64() >> 1 // an answer to an earlier process must not count
@@ -218,6 +237,11 @@ func (l *Log) Start() error {
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
+	if err := l.store.begin(rand.Uint64()); err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	l.mark = l.store.vouch.own.mark()
+	c.learnt = l.learnt
 	c.applied = l.proposals.applied
 	c.read = l.reads.answered
 	l.core = c
@@ -229,6 +253,7 @@ func (l *Log) Start() error {
 	l.serve()
 	l.running.Go(l.run)
 	l.running.Go(l.keepSession)
+	l.running.Go(l.keepMeeting)
 	return nil
 }
 
@@ -335,6 +360,7 @@ func (l *Log) Checkpoint() (journal.Seq, error) {
 	var keep journal.Seq
 	err := error(ErrClosed)
 	work := func() {
+		l.forgetStrangers()
 		if base, keep, err = l.store.checkpoint(l.core.whole()); err == nil {
 			err = l.o.DB.Set(baseKey(), base, pebble.NoSync)
 		}
@@ -373,12 +399,13 @@ func (l *Log) run() {
 			fn()
 		case <-l.wake:
 		}
-		if !l.drain() {
+		if !l.drain() || l.stopped.Err() != nil {
 			return
 		}
 		if ticked {
 			ticks++
-			l.core.rn.Tick()
+			l.core.tick()
+			l.speakUp()
 			l.tend(ticks)
 		}
 		l.proposals.send(l.core.propose, ticks)
@@ -422,7 +449,8 @@ func (l *Log) drain() bool {
 
 func (l *Log) stepAll(ms []*raftpb.Message) bool {
 	for _, m := range ms {
-		if err := l.core.step(m); errors.Is(err, ErrBehind) {
+		var refusal *Refusal
+		if err := l.core.step(m); errors.As(err, &refusal) {
 			l.fail(err)
 			return false
 		} else if err != nil {

@@ -18,6 +18,8 @@ type members struct {
 	limit   int             // of target
 	used    map[uint64]bool // numbers in the group that had a disk
 	gone    *slot           // whose disk is gone while it is a member, or that is being removed
+	twin    *slot           // of which two copies run
+	since   int             // step
 	leaving *slot           // that is being removed
 	invites byte
 }
@@ -81,10 +83,13 @@ func (w *world) memberEvents() {
 		w.loseDisk()
 	}
 	if s := w.slots[w.rng.IntN(len(w.slots))]; s.node != nil && w.chance(30) && w.steadied(s.node) {
-		s.copy = &oldDisk{s.id, s.node.disk.synced()}
+		s.copy = &oldDisk{s.id, s.node.disk.synced(), s.node.log.store.vouch.own.count}
 	}
 	if w.chance(25) {
 		w.putBack()
+	}
+	if w.chance(8) {
+		w.clone()
 	}
 	if n := w.any(); n != nil && n.log.session.current() != 0 && w.chance(5) {
 		m := n.state.View().Members
@@ -156,7 +161,7 @@ func (w *world) wipe(s *slot) {
 		w.failf("two disks are gone")
 	}
 	w.gone = s
-	s.has, s.stale, s.copy = false, false, nil
+	s.has, s.stale, s.older, s.copy = false, false, false, nil
 }
 
 // putBack puts an older copy of a disk in place of what a node has. What the log
@@ -166,7 +171,7 @@ func (w *world) wipe(s *slot) {
 func (w *world) putBack() {
 	l := w.steady()
 	n := w.any()
-	if l == nil || n == l || n.slot.copy == nil || n.slot.copy.id != n.id || n.slot.stale {
+	if l == nil || n.slot.copy == nil || n.slot.copy.id != n.id || n.slot.stale {
 		return
 	}
 	last, _ := l.log.store.LastIndex()
@@ -181,6 +186,11 @@ func (w *world) putBack() {
 	w.note("an old copy of the disk of %d is put back", n.id)
 	w.packets = slices.DeleteFunc(w.packets, func(p *packet) bool { return p.from == n.slot || p.to == n.slot })
 	s := n.slot
+	// Who has met the present start does not forget that.
+	for _, m := range w.running() {
+		a, met := m.log.peers.acquainted(s.peer)
+		s.older = s.older || met && a.mark == n.log.mark && s.copy.starts < n.log.store.vouch.own.count
+	}
 	n.close()
 	s.node, s.disk, s.has, s.alone, s.stale = nil, s.copy.disk.synced(), true, false, true
 	w.gone = s // nobody else loses a disk meanwhile
@@ -295,7 +305,7 @@ func (w *world) settle(n *simNode, view *p2p.View) {
 	}
 	out := true // of the group, as a leader who is not the one concerned knows
 	l := w.leader()
-	if l == nil || l.slot == s {
+	if l == nil || l.slot == s && !s.stale {
 		return
 	}
 	c := l.log.store.conf
@@ -319,9 +329,12 @@ func (w *world) settle(n *simNode, view *p2p.View) {
 		}
 	case s.stale:
 		// It came up again, and it has all by now, or else it is refused.
-		if s.node != nil && s.node.log.core.position >= l.log.core.position && l.log.core.rn.Status().Progress[s.id].Match >= s.node.held {
+		if w.twin == nil && s.node != nil && w.known(s.node) && s.node.log.core.position >= l.log.core.position && (l.slot == s || l.log.core.rn.Status().Progress[s.id].Match >= s.node.held) {
+			if s.older {
+				w.failf("an older copy of the disk of node %d is taken for the present one", s.id)
+			}
 			w.note("%d has caught up", s.id)
-			s.stale, s.copy = false, nil
+			s.stale, s.older, s.copy = false, false, nil
 			w.gone = nil
 		}
 	case out && view.Member(s.peer) != nil && !s.has || out && s.node != nil || out && view.Member(s.peer) == nil:

@@ -251,6 +251,7 @@ func (n *simNode) open() error {
 		ID: n.id, State: n.state, DB: n.index.Pebble(), Journal: n.journal, Mark: func() uint64 { return 0 },
 		Transport: simTransport{self: n.slot.peer}, FS: n.disk.index, Logger: logger,
 		Clock: func() time.Duration { return time.Duration(n.ticks) * 100 * time.Millisecond },
+		Now:   func() time.Time { return time.Unix(int64(n.ticks), 0) },
 	})
 	if err != nil {
 		return err
@@ -271,6 +272,11 @@ func (n *simNode) open() error {
 	if n.log.core, err = newCore(n.id, n.log.store, n.state, logger); err != nil {
 		return err
 	}
+	if err := n.log.store.begin(n.w.rng.Uint64()); err != nil {
+		return err
+	}
+	n.log.mark = n.log.store.vouch.own.mark()
+	n.log.core.learnt = n.log.learnt
 	n.log.core.applied = n.applied
 	n.log.core.read = n.log.reads.answered
 	return nil
@@ -328,7 +334,7 @@ func (n *simNode) guard(fn func() error) (ok bool) {
 	err := fn()
 	switch {
 	case n.ruined:
-	case errors.Is(err, ErrBehind):
+	case errors.As(err, new(*Refusal)):
 		n.w.behind(n, err)
 		return false
 	case errors.Is(err, syscall.EIO) && n.failing:
@@ -370,9 +376,13 @@ func (n *simNode) turn(fn func() error) bool {
 }
 
 func (n *simNode) tick() bool {
+	if n.ticks%meetTicks == 0 {
+		n.w.meetAll(n)
+	}
 	return n.turn(func() error {
 		n.ticks++
-		n.log.core.rn.Tick()
+		n.log.core.tick()
+		n.log.speakUp()
 		n.keepSession()
 		if n.ticks%5 == 0 {
 			n.log.forgetSnapshots()

@@ -2,7 +2,6 @@ package raft
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash"
 	"hash/fnv"
@@ -49,11 +48,14 @@ type slot struct {
 	alone bool     // was the whole group when the power went
 	stale bool     // its disk was put back
 	copy  *oldDisk // of a time before
+	twin  *slot    // where a copy of it runs at the same time
+	older bool     // its disk is from before its last start
 }
 
 type oldDisk struct {
-	id   uint64
-	disk simDisk
+	id     uint64
+	disk   simDisk
+	starts uint64
 }
 
 // packet is a message or a namespace on its way.
@@ -61,9 +63,11 @@ type packet struct {
 	due      int
 	from, to *slot
 	id       uint64 // of the receiver in the group
+	marks    [2]uint64
 	body     []byte
 	names    *names
 	keep     *keepalive
+	hello    *simHello
 }
 
 // names is a namespace that is being sent.
@@ -128,6 +132,9 @@ func (w *world) running() (all []*simNode) {
 		if s.node != nil {
 			all = append(all, s.node)
 		}
+		if s.twin != nil && s.twin.node != nil {
+			all = append(all, s.twin.node)
+		}
 	}
 	return all
 }
@@ -172,16 +179,29 @@ func (w *world) end() {
 func (w *world) run(steps int) {
 	for range steps {
 		w.step++
-		w.events()
+		if w.twin == nil {
+			w.events()
+		}
+		w.watchTwins()
 		w.oneStep()
 	}
+	w.rest()
+	for range w.rng.IntN(2) {
+		w.copies()
+		w.rest()
+	}
+	w.final()
+}
+
+// rest ends all that goes wrong and lets the group come to rest.
+func (w *world) rest() {
 	w.heal()
 	for range 6000 {
 		w.step++
 		w.membership()
+		w.watchTwins()
 		w.oneStep()
 		if w.step%20 == 0 && w.converged() {
-			w.final()
 			return
 		}
 	}
@@ -236,6 +256,16 @@ func (w *world) deliver() {
 			w.hear(n, p)
 			continue
 		}
+		if p.hello != nil {
+			w.greet(n, p)
+			continue
+		}
+		if a, met := n.log.peers.acquainted(p.from.peer); !met || p.marks != [2]uint64{a.mark, n.log.mark} {
+			if p.from.node != nil { // it is told to meet first
+				p.from.node.log.peers.forget(p.to.peer)
+			}
+			continue
+		}
 		ms, err := decodeMessages(p.body)
 		if err != nil {
 			w.failf("message: %v", err)
@@ -262,6 +292,17 @@ func (w *world) post(n *simNode, m *raftpb.Message) {
 		n.log.snapshots[m.GetTo()] = n.log.o.Clock() + snapshotPatience
 	}
 	to := w.slotOf(m.GetTo())
+	if to != nil && to.twin != nil && w.chance(500) {
+		to = to.twin
+	}
+	var known acquaintance
+	if to != nil {
+		var met bool
+		if known, met = n.log.peers.acquainted(to.peer); !met {
+			w.meet(n, to, m.GetTo())
+			to = nil
+		}
+	}
 	if to == nil || w.cut[[2]*slot{n.slot, to}] || w.chance(10*w.loss) {
 		if w.chance(500) {
 			n.log.core.rn.ReportUnreachable(m.GetTo())
@@ -285,7 +326,7 @@ func (w *world) post(n *simNode, m *raftpb.Message) {
 		if w.chance(2 * w.loss) {
 			late += w.rng.IntN(60)
 		}
-		w.packets = append(w.packets, &packet{due: w.step + late, from: n.slot, to: to, id: m.GetTo(), body: body})
+		w.packets = append(w.packets, &packet{due: w.step + late, from: n.slot, to: to, id: m.GetTo(), body: body, marks: [2]uint64{n.log.mark, known.mark}})
 	}
 }
 
@@ -545,16 +586,4 @@ func (w *world) proposeSome(n *simNode, session namespace.SessionID) {
 	case 11:
 		n.propose(simCall{}, w.patch(n))
 	}
-}
-
-// behind takes note of a node that has stopped because of what its disk lacks.
-func (w *world) behind(n *simNode, err error) {
-	if !n.slot.stale {
-		w.failf("node %d: %v", n.id, err)
-	}
-	if !errors.Is(err, ErrBehind) {
-		w.failf("node %d: %v", n.id, err)
-	}
-	w.note("%d is behind", n.id)
-	w.wipe(n.slot)
 }

@@ -23,7 +23,8 @@ import (
 //
 // A record is a version byte and a raftpb.Message of type MsgStorageAppend: entries,
 // term, vote and commit where they changed, and the metadata of a snapshot that was
-// installed, which discards all before. What the journal does not hold any more is
+// installed, which discards all before. Where a term begins, this store starts or
+// another is met, the context says what is known of starts (vouch.go). What the journal does not hold any more is
 // in the base, which a checkpoint writes into the index together with the namespace
 // that makes it unnecessary.
 type store struct {
@@ -39,6 +40,9 @@ type store struct {
 	bytes   int               // of entries in memory, about
 	kept    int               // maxKept, less in tests
 	alone   bool
+
+	vouch    vouch
+	remember bool // the next record is to have it
 }
 
 // span is a record of the journal and the last entry in it.
@@ -117,6 +121,13 @@ func (s *store) take(payload []byte) error {
 	}
 	if m.Term != nil {
 		s.hard = &raftpb.HardState{Term: m.Term, Vote: proto.Uint64(m.GetVote()), Commit: proto.Uint64(m.GetCommit())}
+	}
+	if m.Context != nil {
+		v, err := decodeVouch(m.Context)
+		if err != nil {
+			return err
+		}
+		s.vouch.add(&v) // the base is later than records that it left in the journal
 	}
 	return s.append(m.GetEntries())
 }
@@ -206,6 +217,33 @@ func (s *store) open(j *journal.Journal, id uint64, state *namespace.State) erro
 	return s.findChange()
 }
 
+// begin notes that the store starts as a member's, durably. Nothing may be said
+// before.
+func (s *store) begin(mark uint64) error {
+	s.vouch.own.add(mark)
+	return s.noted()
+}
+
+// noted makes durable what is known of starts.
+func (s *store) noted() error {
+	s.remember = true
+	if err := s.write(nil, true, nil); err != nil {
+		return err
+	}
+	return s.sync()
+}
+
+// extent returns how far the log is, durably.
+func (s *store) extent() (extent, error) {
+	if s.alone {
+		if err := s.sync(); err != nil {
+			return extent{}, err
+		}
+	}
+	last, err := s.LastIndex()
+	return extent{Term: s.hard.GetTerm(), Last: last, Commit: s.hard.GetCommit()}, err
+}
+
 // findChange looks whether the log holds a change of the group that is not applied:
 // then others may have entries already, or soon will.
 func (s *store) findChange() error {
@@ -250,6 +288,7 @@ func (s *store) save(rd *raft.Ready) error {
 		return nil
 	}
 	if rd.HardState != nil && !raft.IsEmptyHardState(rd.HardState) {
+		s.remember = s.remember || rd.HardState.GetTerm() != s.hard.GetTerm()
 		s.hard = rd.HardState
 	}
 	if len(rd.Entries) == 0 && !rd.MustSync {
@@ -299,6 +338,10 @@ func (s *store) write(entries []*raftpb.Entry, hard bool, snap *raftpb.Snapshot)
 	m := &raftpb.Message{Type: raftpb.MsgStorageAppend.Enum(), Entries: entries, Snapshot: snap}
 	if hard {
 		m.Term, m.Vote, m.Commit = proto.Uint64(s.hard.GetTerm()), proto.Uint64(s.hard.GetVote()), proto.Uint64(s.hard.GetCommit())
+		if s.remember {
+			m.Context = s.vouch.encode()
+			s.remember = false
+		}
 	}
 	payload, err := encode(m)
 	if err != nil {
@@ -346,6 +389,17 @@ func (s *store) installed(snap *raftpb.Snapshot) error {
 func (s *store) setAlone(id uint64) {
 	c := s.conf
 	s.alone = slices.Equal(c.GetVoters(), []uint64{id}) && len(c.GetLearners())+len(c.GetVotersOutgoing())+len(c.GetLearnersNext()) == 0
+}
+
+// inGroup reports whether a member is part of the group, in whatever way.
+func (s *store) inGroup(id uint64) bool {
+	c := s.conf
+	for _, ids := range [][]uint64{c.GetVoters(), c.GetLearners(), c.GetVotersOutgoing(), c.GetLearnersNext()} {
+		if slices.Contains(ids, id) {
+			return true
+		}
+	}
+	return false
 }
 
 // agreed makes durable how far the log is committed, with everything before it. After
@@ -409,6 +463,7 @@ func (s *store) checkpoint(applied uint64) (base []byte, keep journal.Seq, err e
 	m := &raftpb.Message{
 		Type: raftpb.MsgStorageAppend.Enum(),
 		Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()), Commit: proto.Uint64(s.hard.GetCommit()),
+		Context: s.vouch.encode(),
 	}
 	if first > 1 {
 		m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{

@@ -26,7 +26,7 @@ type unit struct {
 // newUnit opens the store on a disk, of node 1.
 func newUnit(t *testing.T, fs *vfs.MemFS) *unit {
 	t.Helper()
-	d, records, err := openDisk(fs, testLogger(t, "1"))
+	d, records, err := openDisk(fs, testLogger(t, "1"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

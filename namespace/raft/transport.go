@@ -2,17 +2,29 @@ package raft
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/p2p"
 )
 
-// protocolMessages carries messages of raft; the answer is empty.
-const protocolMessages p2p.Protocol = "/cairn/raft/1"
+// protocolMessages carries messages of raft, after the marks of the sender's start and
+// of the receiver's, 8 bytes each. The answer is empty, or a byte that says that the
+// two have to meet first.
+const protocolMessages p2p.Protocol = "/cairn/raft/2"
+
+// protocolOld is the same without marks, for programs that know version 1 only.
+const protocolOld p2p.Protocol = "/cairn/raft/1"
+
+// meetFirst is the answer to whom this node has not met, or not since either started.
+const meetFirst = 1
 
 const (
 	maxQueued = 512     // messages for a peer that wait
@@ -27,6 +39,7 @@ type peers struct {
 	mu     sync.Mutex
 	queues map[uint64]*queue
 	names  map[uint64]p2p.PeerID // of members, as learned from their messages
+	known  map[p2p.PeerID]acquaintance
 	ended  bool
 }
 
@@ -37,7 +50,7 @@ type queue struct {
 
 func (p *peers) init(l *Log) {
 	p.l = l
-	p.queues, p.names = make(map[uint64]*queue), make(map[uint64]p2p.PeerID)
+	p.queues, p.names, p.known = make(map[uint64]*queue), make(map[uint64]p2p.PeerID), make(map[p2p.PeerID]acquaintance)
 }
 
 // peer returns who has a number in the group, empty if that is not known.
@@ -141,11 +154,8 @@ func (p *peers) deliver(id uint64, q *queue) {
 			}
 		}
 		for len(ms) > 0 {
-			body, n, err := encodeMessages(nil, ms, maxSent)
-			if err != nil {
-				p.l.o.Logger.Warn("message cannot be sent", "err", err)
-				n = len(ms)
-			} else if !p.call(id, body) {
+			n, ok := p.call(id, ms)
+			if !ok {
 				p.unreachable(id, ms)
 				break
 			}
@@ -154,15 +164,56 @@ func (p *peers) deliver(id uint64, q *queue) {
 	}
 }
 
-func (p *peers) call(id uint64, body []byte) bool {
+// call sends the first of some messages and returns how many.
+func (p *peers) call(id uint64, ms []*raftpb.Message) (n int, ok bool) {
 	to := p.peer(id)
 	if to == "" {
-		return false
+		return 0, false
+	}
+	a, met := p.acquainted(to)
+	if !met {
+		if a, met = p.l.meet(to, id); !met {
+			return 0, false
+		}
 	}
 	ctx, cancel := context.WithTimeout(p.l.stopped, electionTicks*p.l.o.Tick)
 	defer cancel()
-	_, err := p.l.o.Transport.Call(ctx, to, protocolMessages, body)
-	return err == nil
+	protocol, body := protocolOld, []byte(nil)
+	if !a.old {
+		protocol = protocolMessages
+		body = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, p.l.mark), a.mark)
+	}
+	body, n, err := encodeMessages(body, ms, maxSent)
+	if err != nil {
+		p.l.o.Logger.Warn("message cannot be sent", "err", err)
+		return len(ms), true
+	}
+	answer, err := p.l.o.Transport.Call(ctx, to, protocol, body)
+	var refused *p2p.RemoteError
+	if len(answer) > 0 || errors.As(err, &refused) {
+		p.forget(to) // one of the two was started anew
+	}
+	return n, err == nil && len(answer) == 0
+}
+
+// acquainted returns what is known of a member since the two have met.
+func (p *peers) acquainted(peer p2p.PeerID) (acquaintance, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a, met := p.known[peer]
+	return a, met
+}
+
+func (p *peers) met(peer p2p.PeerID, a acquaintance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known[peer] = a
+}
+
+func (p *peers) forget(peer p2p.PeerID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.known, peer)
 }
 
 // unreachable tells raft that messages were lost.
@@ -195,21 +246,43 @@ func (l *Log) serve() {
 	l.session.mu.Lock()
 	l.session.clock, l.session.valid = l.o.Clock, l.o.TTL*2/3
 	l.session.mu.Unlock()
+	l.o.Public(protocolHello, l.handleHello)
 	l.o.Transport.Handle(protocolMessages, l.handleMessages)
+	l.o.Transport.Handle(protocolOld, l.handleOld)
 	l.o.Transport.Handle(protocolSession, l.handleSession)
 	l.o.Transport.Handle(protocolSnapshot, l.handleSnapshot)
 }
 
 func (l *Log) refuse() {
-	for _, p := range []p2p.Protocol{protocolMessages, protocolSession, protocolSnapshot} {
+	for _, p := range []p2p.Protocol{protocolHello, protocolMessages, protocolOld, protocolSession, protocolSnapshot} {
 		l.o.Transport.Handle(p, nil)
 	}
 }
 
 func (l *Log) handleMessages(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
-	ms, err := decodeMessages(req)
+	if len(req) < 16 {
+		return nil, fmt.Errorf("messages: %w", namespace.ErrCorrupt)
+	}
+	a, met := l.peers.acquainted(from)
+	if !met || a.old || a.mark != binary.BigEndian.Uint64(req) || l.mark != binary.BigEndian.Uint64(req[8:]) {
+		return []byte{meetFirst}, nil
+	}
+	return nil, l.take(ctx, from, req[16:])
+}
+
+// handleOld takes the messages of a node whose program does not say hello.
+func (l *Log) handleOld(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
+	if a, met := l.peers.acquainted(from); !met || !a.old || !l.oldSpoken() {
+		return nil, errNotMet
+	}
+	return nil, l.take(ctx, from, req)
+}
+
+// take hands messages to the run loop.
+func (l *Log) take(ctx context.Context, from p2p.PeerID, body []byte) error {
+	ms, err := decodeMessages(body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	pass := ms[:0]
 	for _, m := range ms {
@@ -224,10 +297,10 @@ func (l *Log) handleMessages(ctx context.Context, from p2p.PeerID, req []byte) (
 	}
 	select {
 	case l.received <- pass:
-		return nil, nil
+		return nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	case <-l.stopped.Done():
-		return nil, ErrClosed
+		return ErrClosed
 	}
 }

@@ -59,6 +59,21 @@ type ClusterStatus struct {
 	ID     string `json:"id"`
 	Epoch  uint64 `json:"epoch"`  // of the membership
 	Copies int    `json:"copies"` // nodes that hold each block
+	// Generation is how often a new cluster was forced out of this one.
+	Generation uint64 `json:"generation"`
+	// Version is that of the formats in use; Knows the latest that this node's program
+	// knows, and Lagging who knows no later one and so holds the others up.
+	Version uint32   `json:"version"`
+	Knows   uint32   `json:"knows"`
+	Lagging []string `json:"lagging,omitempty"`
+	// Refused says why this node cannot be a member any more.
+	Refused *RefusalStatus `json:"refused,omitempty"`
+}
+
+// RefusalStatus is why the cluster does not take a node any more.
+type RefusalStatus struct {
+	Kind   string `json:"kind"` // removed, old generation, restored or other cluster
+	Reason string `json:"reason"`
 }
 
 // RaftStatus is the node's part in ordering changes.
@@ -68,6 +83,7 @@ type RaftStatus struct {
 	Term         uint64 `json:"term"`
 	AppliedIndex uint64 `json:"appliedIndex"`
 	Session      uint64 `json:"session"` // 0: none, nothing can be changed here
+	Voter        bool   `json:"voter"`   // this node is one
 }
 
 // PeerStatus is another member.
@@ -83,6 +99,8 @@ type PeerStatus struct {
 	LastSeen      string   `json:"lastSeen"` // RFC 3339, empty: never
 	CapacityBytes int64    `json:"capacityBytes"`
 	UsedBytes     int64    `json:"usedBytes"`
+	// ClockAheadMillis is how far its clock is ahead of this node's, about.
+	ClockAheadMillis int64 `json:"clockAheadMillis"`
 }
 
 // BlocksStatus is how well the blocks held here are copied.
@@ -94,6 +112,7 @@ type BlocksStatus struct {
 	Dropped            int64 `json:"dropped"`   // since the start
 	Checked            int64 `json:"checked"`   // by the pass under way, or the last
 	PassDone           bool  `json:"passDone"`
+	Lost               int64 `json:"lost"` // times that one was damaged here and found nowhere else, since the start
 }
 
 // peerRequest names a member.

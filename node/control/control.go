@@ -146,6 +146,9 @@ type StoreStatus struct {
 	Blocks      int64 `json:"blocks"`
 	RawBytes    int64 `json:"rawBytes"`    // as hashed
 	StoredBytes int64 `json:"storedBytes"` // as stored, after compression
+	// What the disk has left for new content, the reserve apart, and its size.
+	AvailBytes int64 `json:"availBytes"`
+	DiskBytes  int64 `json:"diskBytes"`
 }
 
 // NamespaceStatus counts what the mounted filesystem holds.

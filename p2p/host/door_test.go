@@ -175,3 +175,27 @@ func TestAStrangerHasOneStreamAndTenSeconds(t *testing.T) {
 		return nil
 	})
 }
+
+// Rule 20: who is no member any more can ask why, and nothing else.
+func TestWhoIsNoMemberReachesWhatAnyoneMayAsk(t *testing.T) {
+	former, gate := start(t, 1, "127.0.0.1:0"), doorkeeper(t)
+	introduce(former, gate)
+	gate.SetMembers(nil) // former still takes it for a member
+	const hello = p2p.Protocol("/test/hello/1")
+	gate.HandleAnyone(hello, func(_ context.Context, from p2p.PeerID, _ []byte) ([]byte, error) {
+		return []byte("you were removed"), nil
+	})
+	for range strangerTries / 2 {
+		_, err := former.Call(within(t), gate.Self(), echo)
+		if !errors.Is(err, p2p.ErrNotServed) {
+			t.Errorf("a protocol of members: %v", err)
+		}
+	}
+	if _, err := former.Call(within(t), gate.Self(), join); !errors.Is(err, p2p.ErrNotServed) {
+		t.Errorf("joining through a closed door: %v", err)
+	}
+	answer, err := former.Call(within(t), gate.Self(), hello)
+	if err != nil || string(answer) != "you were removed" {
+		t.Errorf("%q, %v", answer, err)
+	}
+}

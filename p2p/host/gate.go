@@ -24,6 +24,7 @@ const (
 	StrangerRequest = 16 << 10         // bytes of a request
 	strangersAtOnce = 8                // connections
 	strangerTime    = 10 * time.Second // that a connection lasts
+	strangerTries   = 16               // streams of a connection, of which one is served
 )
 
 // gate decides who may be connected.
@@ -34,12 +35,14 @@ type gate struct {
 	members   map[p2p.PeerID]peer.ID
 	guests    map[p2p.PeerID]int // calls of CallStranger under way
 	open      bool
+	ajar      bool // there is something that anyone may ask
 	strangers map[network.Conn]*stranger
 }
 
 // stranger is a connection of a peer that is no member.
 type stranger struct {
-	streamed bool // it has opened its stream
+	tries    int  // streams it has opened
+	streamed bool // one of them is served
 	expiry   *time.Timer
 }
 
@@ -82,7 +85,7 @@ func (g *gate) admits(dir network.Direction, p peer.ID) bool {
 	id := p2p.PeerID(p.String())
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return g.known(id) || g.open && dir == network.DirInbound && len(g.strangers) < strangersAtOnce
+	return g.known(id) || (g.open || g.ajar) && dir == network.DirInbound && len(g.strangers) < strangersAtOnce
 }
 
 // InterceptPeerDial implements connmgr.ConnectionGater.
@@ -111,7 +114,7 @@ func (g *gate) enter(c network.Conn) bool {
 	if g.known(p2p.PeerID(c.RemotePeer().String())) {
 		return true
 	}
-	if !g.open || c.Stat().Direction != network.DirInbound || len(g.strangers) >= strangersAtOnce {
+	if !g.open && !g.ajar || c.Stat().Direction != network.DirInbound || len(g.strangers) >= strangersAtOnce {
 		return false
 	}
 	g.strangers[c] = &stranger{expiry: time.AfterFunc(strangerTime, func() {
@@ -132,7 +135,21 @@ func (g *gate) gone(c network.Conn) {
 	}
 }
 
-// stream reports whether a stranger's connection may have a stream: its first.
+// try reports whether a stranger's connection may have another stream negotiated. A
+// node that does not know that it is no member begins with many.
+func (g *gate) try(c network.Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.strangers[c]
+	if s == nil || s.tries == strangerTries {
+		return false
+	}
+	s.tries++
+	return true
+}
+
+// stream reports whether a stream of a stranger's connection may be served: the first
+// that asks for something it may have.
 func (g *gate) stream(c network.Conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -142,6 +159,13 @@ func (g *gate) stream(c network.Conn) bool {
 	}
 	s.streamed = true
 	return true
+}
+
+// leaveAjar lets strangers in, whether the door is open or not.
+func (g *gate) leaveAjar() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ajar = true
 }
 
 // setMembers replaces the members and returns those that are none any more.

@@ -13,8 +13,9 @@
 //
 //   - members, as told by SetMembers, may speak all protocols;
 //   - guests are those that this node calls by CallStranger, for as long as it does;
-//   - strangers are all others. They are let in only while the door is open
-//     (OpenDoor), and reach only what HandleStranger registered, within limits.
+//   - strangers are all others. They reach only what HandleStranger registered,
+//     while the door is open (OpenDoor), and what HandleAnyone did, within limits.
+//     Without the latter they are let in only while the door is open.
 //
 // The gate is asked when a handshake is complete, when the connection is usable, and
 // for each request. Whoever loses admission has all connections closed at once.
@@ -94,7 +95,8 @@ type line struct {
 // service is what answers a protocol.
 type service struct {
 	handler   p2p.LendingHandler
-	strangers bool
+	strangers bool // reach it while the door is open
+	anyone    bool // reaches it
 }
 
 // How long things may take before they have failed.
@@ -233,6 +235,13 @@ func (h *Host) HandleStranger(p p2p.Protocol, handler p2p.Handler) {
 	h.register(p, service{handler: handler.Lending(), strangers: true})
 }
 
+// HandleAnyone has requests of a protocol answered by handler, whoever sends them and
+// whenever, within the limits of strangers; nil refuses them.
+func (h *Host) HandleAnyone(p p2p.Protocol, handler p2p.Handler) {
+	h.gate.leaveAjar()
+	h.register(p, service{handler: handler.Lending(), anyone: true})
+}
+
 func (h *Host) register(p p2p.Protocol, s service) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -248,7 +257,7 @@ func (h *Host) service(from p2p.PeerID, p p2p.Protocol) (service, bool) {
 	h.mu.Lock()
 	s, ok := h.handlers[p]
 	h.mu.Unlock()
-	if !ok || !h.gate.member(from) && !(s.strangers && h.gate.isOpen()) {
+	if !ok || !h.gate.member(from) && !s.anyone && !(s.strangers && h.gate.isOpen()) {
 		return service{}, false
 	}
 	return s, true
@@ -294,7 +303,7 @@ func (h *Host) callSelf(ctx context.Context, p p2p.Protocol, pieces [][]byte) ([
 }
 
 func notServed(by p2p.PeerID, p p2p.Protocol) error {
-	return &p2p.RemoteError{Peer: by, Text: fmt.Sprintf("protocol %s is not served", p)}
+	return &p2p.RemoteError{Peer: by, Text: fmt.Sprintf("protocol %s is not served", p), NotServed: true}
 }
 
 // client returns what asks a member about a protocol.

@@ -122,14 +122,17 @@ func (h *Host) accept(s network.Stream) {
 
 func (h *Host) serve(s network.Stream) error {
 	from := p2p.PeerID(s.Conn().RemotePeer().String())
-	if !h.gate.member(from) && !h.gate.stream(s.Conn()) {
-		return errors.New("a stranger opened more than one stream")
+	if !h.gate.member(from) && !h.gate.try(s.Conn()) {
+		return errors.New("a stranger opened too many streams")
 	}
 	if err := s.SetDeadline(time.Now().Add(negotiateTimeout)); err != nil {
 		return err
 	}
 	mux := multistream.NewMultistreamMuxer[p2p.Protocol]()
-	mux.AddHandlerWithFunc("", func(p p2p.Protocol) bool { _, ok := h.service(from, p); return ok }, nil)
+	mux.AddHandlerWithFunc("", func(p p2p.Protocol) bool {
+		_, ok := h.service(from, p)
+		return ok && (h.gate.member(from) || h.gate.stream(s.Conn()))
+	}, nil)
 	p, _, err := mux.Negotiate(s)
 	if err != nil {
 		return err
@@ -145,7 +148,7 @@ func (h *Host) serve(s network.Stream) error {
 		return err
 	}
 	limits := rpc.Limits{}
-	if service.strangers {
+	if service.strangers || service.anyone {
 		limits.Request = StrangerRequest
 	}
 	return rpc.Serve(h.ctx, wireStream{s}, from, func(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, func(), error) {

@@ -272,7 +272,7 @@ func (f *flight) carry(ctx context.Context, p p2p.Protocol, req []byte) ([]byte,
 	done := make(chan result, 1)
 	go func() {
 		if handler == nil {
-			done <- result{err: fmt.Errorf("protocol %s is not served", p)}
+			done <- result{err: fmt.Errorf("%w: %s", p2p.ErrNotServed, p)}
 			return
 		}
 		if ctx.Err() != nil {
@@ -291,7 +291,7 @@ func (f *flight) carry(ctx context.Context, p p2p.Protocol, req []byte) ([]byte,
 		return nil, err
 	}
 	if r.err != nil {
-		return nil, &p2p.RemoteError{Peer: f.to.id, Text: r.err.Error()}
+		return nil, &p2p.RemoteError{Peer: f.to.id, Text: r.err.Error(), NotServed: handler == nil}
 	}
 	if len(r.answer) > p2p.MaxMessage {
 		return nil, p2p.ErrTooLarge

@@ -315,6 +315,7 @@ func (r *Replica) refused(p *peer, c cas.CID, err error) {
 	// What was sent is not what the CID names; so is, perhaps, what lies here.
 	// Reading it finds out, and gets it from elsewhere.
 	if _, err := r.Get(r.ctx, c, nil); err != nil && r.ctx.Err() == nil {
+		r.damaged.Add(1)
 		r.o.Logger.Error("block is damaged and found nowhere else", "cid", c, "err", err)
 	}
 }

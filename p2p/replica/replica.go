@@ -116,6 +116,7 @@ type Replica struct {
 	o        Options
 	self     p2p.PeerID
 	cluster  atomic.Pointer[cluster] // nil until SetView
+	damaged  atomic.Int64            // see Status.Lost
 	peers    peers
 	flights  flights
 	hedges   hedges
@@ -341,11 +342,13 @@ type Status struct {
 	Secured uint64
 	Dropped int64 // blocks dropped since the start
 	Checked int64 // blocks that the pass under way has looked at, or the last one has
+	Lost    int64 // times since the start that a block was damaged here and found nowhere else
 }
 
 // Status returns how far things are.
 func (r *Replica) Status() Status {
 	s := r.repair.status()
+	s.Lost = r.damaged.Load()
 	if c := r.cluster.Load(); c != nil {
 		s.Epoch = c.epoch
 		s.PassDone = s.PassDone && r.repair.doneIn(c)

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -129,10 +130,61 @@ func TestWhoMayNotJoinIsToldWhy(t *testing.T) {
 	user.writable()
 }
 
-func TestARemovedNodeIsNotLetInAgain(t *testing.T) {
+// refusedAtStart starts a node that its cluster refuses. It ends with exit code 6, says
+// why in one line, and so do its status, doctor and the members' logs.
+func refusedAtStart(n *node, members []*node, why string) {
+	n.t.Helper()
+	var before []int
+	for _, m := range members {
+		before = append(before, len(m.log()))
+	}
+	said, err := n.tryStart("mounted "+n.mnt, "mount", "--listen", n.listen, n.mnt)
+	if err == nil { // it began before anybody told it
+		_ = n.awaitEnd() // with the exit code below
+	}
+	if code := n.cmd.ProcessState.ExitCode(); code != 6 {
+		n.t.Errorf("%s: a refused node ended with code %d: %v, %s\n%s", n.name, code, err, said, n.logEnd(5))
+	}
+	if log := n.logEnd(1); !strings.HasPrefix(log, "cairn: ") || !strings.Contains(log, why) || !strings.Contains(log, "cairn join --rejoin TOKEN") {
+		n.t.Errorf("%s: its last line does not say %q and what to do: %s", n.name, why, log)
+	}
+	told := false
+	for i, m := range members {
+		log := m.log()[before[i]:]
+		told = told || strings.Contains(log, "a node is refused") && strings.Contains(log, why)
+	}
+	if len(members) > 0 && !told {
+		n.t.Errorf("no member's log says that %s is refused because it is %s", n.name, why)
+	}
+	if out := n.must("status"); !strings.Contains(out, "refused") || !strings.Contains(out, why) {
+		n.t.Errorf("status of a refused node: %s", out)
+	}
+	if out, _, code := n.run("doctor"); code != 1 || !strings.Contains(out, "problem: ") || !strings.Contains(out, "--rejoin") {
+		n.t.Errorf("doctor on a refused node: exit code %d: %s", code, out)
+	}
+}
+
+// rejoin makes a refused node a new member that has its blocks.
+func (n *node) rejoin(by *node) {
+	n.t.Helper()
+	var was status
+	ok(n.t, json.Unmarshal([]byte(n.must("status", "--json")), &was))
+	stored := was.Store.Blocks
+	n.must("join", "--rejoin", "--listen", n.listen, by.invite())
+	n.mount()
+	if got := n.status().Store.Blocks; got < stored {
+		n.t.Errorf("%s has %d blocks, it had %d before it joined again", n.name, got, stored)
+	}
+}
+
+// Rule 20: a member that was removed while it was down is told so, and can join again
+// with its blocks.
+func TestARemovedNodeIsToldAndCanRejoin(t *testing.T) {
 	needsNet(t)
 	r := newCluster(t, 3)
 	r.awaitVoters(3)
+	fill(t, r.nodes[0], "data", 5)
+	r.awaitCopies(r.nodes...)
 	gone := r.nodes[2]
 	kill(gone)
 	r.nodes[0].must("peers", "remove", gone.name)
@@ -143,15 +195,83 @@ func TestARemovedNodeIsNotLetInAgain(t *testing.T) {
 		t.Errorf("removing oneself: exit code %d: %s", code, errs)
 	}
 	ok(t, writeSynced(r.nodes[0].path("later"), []byte("later")))
-	// It may mount, as a member that hears nothing may, or end; it sees nothing new.
-	_, err := gone.tryStart("mounted "+gone.mnt, "mount", "--listen", gone.listen, gone.mnt)
-	t.Logf("a removed node starts: %v\n%s", err, gone.logEnd(3))
-	if err == nil {
-		if err := writeSynced(gone.path("x"), []byte("x")); err == nil {
-			t.Error("a removed node can write")
+	refusedAtStart(gone, r.nodes[:2], "removed")
+	// Also when nobody is there to tell it again.
+	r.part(r.nodes[:2], r.nodes[2:])
+	refusedAtStart(gone, nil, "removed")
+	r.heal()
+	gone.rejoin(r.nodes[0])
+	if got, err := os.ReadFile(gone.path("later")); err != nil || string(got) != "later" {
+		t.Errorf("%q, %v", got, err)
+	}
+	gone.writable()
+	r.awaitVoters(3)
+}
+
+// Rule 4: an older copy of a data directory that is put back is refused on both sides,
+// and nothing is lost.
+func TestAnOldCopyOfADataDirectoryIsRefused(t *testing.T) {
+	needsNet(t)
+	r := newCluster(t, 3)
+	r.awaitVoters(3)
+	ok(t, writeSynced(r.nodes[2].path("before"), []byte("before")))
+	n := r.nodes[2]
+	n.stop()
+	saved := n.dir + ".saved"
+	ok(t, os.CopyFS(saved, os.DirFS(n.dir)))
+	n.mount()
+	ok(t, writeSynced(n.path("after"), []byte("after")))
+	n.stop()
+	n.wipe()
+	ok(t, os.Rename(saved, n.dir))
+	for _, name := range []string{"key", "member"} {
+		ok(t, os.Chmod(filepath.Join(n.dir, name), 0o600))
+	}
+	refusedAtStart(n, r.nodes[:2], "restored")
+	for _, m := range r.nodes[:2] {
+		for _, name := range []string{"before", "after"} {
+			if got, err := os.ReadFile(m.path(name)); err != nil || string(got) != name {
+				t.Errorf("%s has %q: %v", m.name, got, err)
+			}
 		}
-		if _, err := os.ReadFile(gone.path("later")); err == nil {
-			t.Error("a removed node sees what came later")
+	}
+	n.rejoin(r.nodes[0])
+	r.nodes[0].must("peers", "remove", n.former(r.nodes[0]))
+	n.writable()
+	if got, err := os.ReadFile(n.path("after")); err != nil || string(got) != "after" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// former returns the id of the member that the node was before it joined again.
+func (n *node) former(by *node) string {
+	n.t.Helper()
+	now := n.status().Node.ID
+	for _, p := range by.status().Peers {
+		if p.Name == n.name && p.ID != now {
+			return p.ID
 		}
+	}
+	n.t.Fatalf("%s does not know what %s was before", by.name, n.name)
+	return ""
+}
+
+// Rule 20: who comes back after a new cluster was forced without it is refused.
+func TestANodeOfAnOlderGenerationIsRefused(t *testing.T) {
+	needsNet(t)
+	r := newCluster(t, 2)
+	r.awaitVoters(2)
+	ok(t, writeSynced(r.nodes[1].path("file"), []byte("x")))
+	kill(r.nodes...)
+	if out, _, code := r.nodes[0].run("recover", "--force-new-cluster"); code != 0 || !strings.Contains(out, "generation 1") {
+		t.Fatalf("recover: exit code %d: %s", code, out)
+	}
+	r.nodes[0].mount()
+	r.nodes[0].writable()
+	refusedAtStart(r.nodes[1], r.nodes[:1], "generation")
+	r.nodes[1].rejoin(r.nodes[0])
+	r.nodes[1].writable()
+	if got, err := os.ReadFile(r.nodes[1].path("file")); err != nil || string(got) != "x" {
+		t.Errorf("%q, %v", got, err)
 	}
 }

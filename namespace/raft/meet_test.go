@@ -1,0 +1,94 @@
+package raft
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/p2p"
+)
+
+// stops waits until a node has ended because it is refused.
+func (m *member) stops(kind RefusalKind) {
+	m.g.t.Helper()
+	eventually(m.g.t, "the node is refused: "+string(kind), func() bool {
+		m.g.mu.Lock()
+		defer m.g.mu.Unlock()
+		return m.fail != nil
+	})
+	var r *Refusal
+	if !errors.As(m.fail, &r) || r.Kind != kind {
+		m.g.t.Errorf("node %d stops because of %v", m.id, m.fail)
+	}
+}
+
+// Rule 4: a copy of a store from before an acknowledged command is refused, also when
+// the store was not started since, and also by a leader that is new.
+func TestACopyTakenWhileItWasInUseIsRefused(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t)
+	a := g.found()
+	b := a.join(p2p.RoleStorage)
+	c := a.join(p2p.RoleStorage)
+	g.voters(3)
+	b.must(mkdir("kept"))
+	copied := b.fs.CrashClone(vfs.CrashCloneCfg{})
+	b.must(mkdir("after"))
+	g.agree()
+	b.crash()
+	c.must(mkdir("without it"))
+	for _, m := range []*member{a, c} { // what is remembered is durable by then
+		keep, err := m.log.Checkpoint()
+		if err == nil {
+			err = m.checkpoint(keep)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, c = g.start(a.id, a.crash()), g.start(c.id, c.crash())
+	g.start(b.id, copied).stops(Restored)
+	a.must(mkdir("goes on"))
+	for _, m := range []*member{a, c} {
+		if _, err := m.state.Lookup(1, "after"); err != nil {
+			t.Errorf("node %d has lost a name: %v", m.id, err)
+		}
+	}
+}
+
+// made makes a directory, with whatever session there is in the end.
+func (m *member) made(name string) {
+	m.g.t.Helper()
+	eventually(m.g.t, name, func() bool {
+		_, err := m.propose(mkdir(name))
+		return err == nil || errors.Is(err, namespace.ErrExist)
+	})
+}
+
+// Rule 4: nobody is accused who lost its power, with whatever it had not synced.
+func TestANodeThatLostItsPowerIsNotRefused(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t)
+	a := g.found()
+	b := a.join(p2p.RoleStorage)
+	c := a.join(p2p.RoleStorage)
+	g.voters(3)
+	for round := range 6 {
+		for _, m := range []**member{&a, &b, &c} {
+			(*m).made(fmt.Sprint("round ", round, " on ", (*m).id))
+			*m = g.start((*m).id, (*m).crash())
+		}
+	}
+	for _, m := range []*member{a, b, c} {
+		m.made(fmt.Sprint("in the end on ", m.id))
+	}
+	g.agree()
+	for _, m := range []*member{a, b, c} {
+		if m.fail != nil {
+			t.Errorf("node %d: %v", m.id, m.fail)
+		}
+	}
+}
