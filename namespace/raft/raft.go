@@ -86,9 +86,6 @@ func (o *Options) setDefaults() {
 	if o.Knows == 0 {
 		o.Knows = namespace.Version
 	}
-	if o.Public == nil {
-		o.Public = o.Transport.Handle
-	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

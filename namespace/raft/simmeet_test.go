@@ -156,7 +156,15 @@ func (w *world) watchTwins() {
 	case runs(s.twin): // it has taken the place of the other
 		w.note("the copy of %d goes on", s.id)
 		s.node, s.has = s.twin.node, true
-		s.node.slot = s
+		s.node.slot, s.twin.node = s, nil
+		for _, p := range w.packets {
+			if p.from == s.twin {
+				p.from = s
+			}
+			if p.to == s.twin {
+				p.to = s
+			}
+		}
 		s.stale = true // until it has caught up
 		w.gone = s
 		s.twin, w.twin = nil, nil

@@ -246,7 +246,11 @@ func (l *Log) serve() {
 	l.session.mu.Lock()
 	l.session.clock, l.session.valid = l.o.Clock, l.o.TTL*2/3
 	l.session.mu.Unlock()
-	l.o.Public(protocolHello, l.handleHello)
+	public := l.o.Public
+	if public == nil {
+		public = l.o.Transport.Handle
+	}
+	public(protocolHello, l.handleHello)
 	l.o.Transport.Handle(protocolMessages, l.handleMessages)
 	l.o.Transport.Handle(protocolOld, l.handleOld)
 	l.o.Transport.Handle(protocolSession, l.handleSession)

@@ -61,6 +61,7 @@ func TestTheVersionWaitsForTheLastMember(t *testing.T) {
 	if !errors.Is(c.fail, namespace.ErrVersion) {
 		t.Errorf("it stops because of %v", c.fail)
 	}
+	eventually(t, "the other one has applied it", func() bool { return b.state.Version() == 2 })
 	b.must(late)
 	c = c.updated()
 	c.must(mkdir("updated"))
