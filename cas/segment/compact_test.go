@@ -29,6 +29,9 @@ func onDisk(t testing.TB, n *node) (segments int, bytes int64) {
 	}
 	for _, number := range numbers {
 		info, err := n.o.FS.Stat(n.files.path(number))
+		if missing(err) { // it was removed meanwhile
+			continue
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

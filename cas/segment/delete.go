@@ -37,6 +37,8 @@ func (s *Store) Delete(ctx context.Context, cids []cas.CID, unless func(cas.CID)
 	if s.closed.Load() {
 		return 0, 0, ErrClosed
 	}
+	s.moving.RLock()
+	defer s.moving.RUnlock()
 	// Then what is in the table was stored since.
 	if err := s.indexTo(ctx, s.table.mark()); err != nil {
 		return 0, 0, fmt.Errorf("delete blocks: %w", err)

@@ -95,6 +95,8 @@ func (r *compactor) append(ctx context.Context) error {
 
 // replace writes those blocks of the group that are where they were read.
 func (s *Store) replace(g *group) (written int64, err error) {
+	s.moving.Lock()
+	defer s.moving.Unlock()
 	s.settling.Lock()
 	defer s.settling.Unlock()
 	there := g.records[:0]

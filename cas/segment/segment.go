@@ -144,8 +144,11 @@ type Store struct {
 	// answers is held for reading while it is found that a block is held, and told
 	// to Options.Touched; for writing, while blocks are made unknown.
 	answers sync.RWMutex
-	// settling is held by whoever changes the index. It comes before the tail's
-	// lock, and that before answers.
+	// moving is held by Compact while it moves some blocks, and for reading by
+	// Delete, so that what comes into the table meanwhile was put. settling is held
+	// by whoever changes the index. These, the tail's lock and answers are taken in
+	// this order.
+	moving   sync.RWMutex
 	settling sync.Mutex
 	entries  []index.Entry // reused by retire
 
