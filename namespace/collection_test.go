@@ -199,3 +199,29 @@ func TestRootsAreFilesHistoryAndPins(t *testing.T) {
 	f.do(&TrimHistory{Index: f.index})
 	has(0, 5)
 }
+
+// Rule 16: a fold takes a name from the content below without leaving it to history, so
+// there is none while names must not be forgotten.
+func TestPatchesAreNotFoldedWhileNamesAreRemembered(t *testing.T) {
+	f := newFixture(t, Options{})
+	ino := f.file(RootIno, "file")
+	f.do(&SetContent{Ino: ino, Base: f.inode(ino).Version, Content: tree(10_000), Size: 10_000})
+	f.do(&PatchContent{Ino: ino, Base: f.inode(ino).Version, Ranges: []Range{{Off: 1, Data: []byte("x")}}, Size: 10_000})
+	fold := func() error {
+		n := f.inode(ino)
+		c := tree(10_000)
+		c.Root = tree(5).Root
+		return f.tryPromised(f.s.Collection().Step, &FoldContent{Ino: ino, Below: n.Patches.Below, UpTo: n.Version, Content: c})
+	}
+	f.to(Renewing)
+	for _, p := range []Phase{Renewing, Sweeping} {
+		if err := fold(); !errors.Is(err, ErrConflict) || !f.refersTo(tree(10_000)) {
+			t.Errorf("fold at %v: %v", p, err)
+		}
+		f.step()
+	}
+	if err := fold(); err != nil || f.refersTo(tree(10_000)) || !f.refersTo(tree(5)) {
+		t.Errorf("fold after the round: %v", err)
+	}
+	f.check()
+}

@@ -128,10 +128,10 @@ func TestNodesShareFilesAsTheModelSays(t *testing.T) {
 				m.must(h.Flush(t.Context()))
 			}
 			for range *stepsFlag {
-				m.do()
 				for _, n := range m.hub.nodes {
 					m.must(n.Barrier(t.Context())) // events are there, too
 				}
+				m.do()
 			}
 			for len(m.handles) > 0 {
 				m.close(m.handles[0])
