@@ -20,7 +20,15 @@ import (
 // only rewrite what is durable already, have another.
 const flushCategory vfs.DiskWriteCategory = "pebble-memtable-flush"
 
+// markerPrefix is how the names of files begin that say which manifest counts.
+const markerPrefix = "marker."
+
 // barrierFS calls before ahead of every sorted table that a flush creates.
+//
+// It makes the names in the directory durable ahead of every marker, too. Pebble
+// creates a manifest, syncs it, creates the marker that names it, and only then syncs
+// the directory; a power loss in between may leave the marker without the manifest,
+// and a database that does not open.
 type barrierFS struct {
 	vfs.FS
 	before func() error
@@ -32,7 +40,20 @@ func (b *barrierFS) Create(name string, category vfs.DiskWriteCategory) (vfs.Fil
 			return nil, err
 		}
 	}
+	if strings.HasPrefix(b.PathBase(name), markerPrefix) {
+		if err := syncDir(b.FS, b.PathDir(name)); err != nil {
+			return nil, err
+		}
+	}
 	return b.FS.Create(name, category)
+}
+
+func syncDir(fs vfs.FS, name string) error {
+	dir, err := fs.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (b *barrierFS) Unwrap() vfs.FS { return b.FS }
