@@ -110,8 +110,7 @@ func (c *core) tick() {
 // learn tells what a message says of the sender's log: all that it speaks of was
 // durable there before it was sent.
 func (c *core) learn(m *raftpb.Message) {
-	now := c.rn.BasicStatus()
-	if c.learnt == nil || m.GetTerm() < now.GetTerm() {
+	if c.learnt == nil || m.GetTerm() < c.store.hard.GetTerm() {
 		return
 	}
 	entry := uint64(0)
@@ -126,7 +125,7 @@ func (c *core) learn(m *raftpb.Message) {
 	default:
 		return // of a term that need not be the sender's
 	}
-	c.learnt(m.GetFrom(), m.GetTerm(), entry, now.GetCommit())
+	c.learnt(m.GetFrom(), m.GetTerm(), entry, c.store.hard.GetCommit())
 }
 
 // receive takes the snapshot that m announces and in contains, as of the place at.
