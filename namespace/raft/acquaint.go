@@ -61,7 +61,7 @@ func (l *Log) meet(to p2p.PeerID, id uint64) (a acquaintance, met bool) {
 	}
 	l.do(ctx, func() {
 		if met, err = l.heard(to, id, h, took); err != nil {
-			l.fail(err)
+			l.leave(err)
 		}
 	})
 	if err != nil || !met {
@@ -90,13 +90,34 @@ func (l *Log) handleHello(ctx context.Context, from p2p.PeerID, req []byte) ([]b
 	answer, err := (*hello)(nil), error(ErrClosed)
 	l.do(ctx, func() {
 		if answer, err = l.hear(from, h); err != nil {
-			l.fail(err)
+			l.leave(err)
 		}
 	})
 	if answer == nil {
 		return nil, err
 	}
 	return json.Marshal(answer)
+}
+
+// leave ends the log. A store that is not the right one tells those who took it for that;
+// who does not hear of it may refuse the right one, which then has to join again.
+func (l *Log) leave(err error) {
+	l.fail(err)
+	var r *Refusal
+	if !errors.As(err, &r) || r.Kind != Restored {
+		return
+	}
+	own := &l.store.vouch.own
+	req, err := json.Marshal(&hello{Cluster: l.o.Cluster, Raft: l.o.ID, Starts: own.count, Marks: own.marks, Withdrawn: true})
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.stopped), electionTicks*l.o.Tick)
+	var all sync.WaitGroup
+	for _, m := range l.others() {
+		all.Go(func() { _, _ = l.o.Transport.Call(ctx, m.ID, protocolHello, req) }) // who does not answer may not be there
+	}
+	l.running.Go(func() { all.Wait(); cancel() })
 }
 
 // keepMeeting meets all members, again and again.

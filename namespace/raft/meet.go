@@ -33,6 +33,9 @@ type hello struct {
 	Time       int64    `json:"time"`    // of the clock on the wall, nanoseconds since 1970
 	You        *memory  `json:"you,omitempty"`
 	Refusal    *Refusal `json:"refusal,omitempty"`
+	// Withdrawn says that the sender has been refused by another member: its start is
+	// not to count against the store that is the right one.
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }
 
 // acquaintance is a member that this node has met.
@@ -68,6 +71,9 @@ func (l *Log) introduce(to uint64) (*hello, error) {
 
 // hear takes a hello and returns the answer. An error is this node's own end.
 func (l *Log) hear(from p2p.PeerID, h *hello) (*hello, error) {
+	if h.Withdrawn {
+		return &hello{}, l.unmeet(from, h)
+	}
 	refusal := l.admission(from, h)
 	if refusal == nil {
 		refusal = l.weigh(h)
@@ -167,6 +173,9 @@ func (l *Log) weigh(h *hello) *Refusal {
 	if h.Starts == 0 || len(h.Marks) == 0 {
 		return &Refusal{Kind: unknown, Text: "it does not say which start of its store this is"}
 	}
+	if l.withdrawn[h.Marks[0]] {
+		return &Refusal{Kind: Restored, Text: "another member has refused it"}
+	}
 	m := l.store.vouch.others[h.Raft]
 	if m == nil {
 		return nil
@@ -224,6 +233,23 @@ func (l *Log) acquaint(from p2p.PeerID, h *hello, took time.Duration) error {
 	}
 	now := l.o.Now().Add(-took / 2).UnixNano()
 	l.peers.met(from, acquaintance{mark: s.mark(), version: h.Version, offset: time.Duration(h.Time - now)})
+	return nil
+}
+
+// unmeet forgets the start of a store that another member has refused.
+func (l *Log) unmeet(from p2p.PeerID, h *hello) error {
+	v := l.o.State.View()
+	if len(h.Marks) == 0 || v == nil || v.Member(from) == nil || v.Member(from).Raft != h.Raft {
+		return nil
+	}
+	if len(l.withdrawn) >= maxWarned {
+		clear(l.withdrawn)
+	}
+	l.withdrawn[h.Marks[0]] = true // what it said before may come later
+	l.peers.forget(from)
+	if m := l.store.vouch.others[h.Raft]; m != nil && m.unmeet(h.Marks[0]) {
+		return l.store.noted()
+	}
 	return nil
 }
 

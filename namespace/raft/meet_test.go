@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -56,6 +57,49 @@ func TestACopyTakenWhileItWasInUseIsRefused(t *testing.T) {
 		if _, err := m.state.Lookup(1, "after"); err != nil {
 			t.Errorf("node %d has lost a name: %v", m.id, err)
 		}
+	}
+}
+
+// Rule 4: a copy that one member refuses is forgotten by those who took it for the right
+// store, and does not stand in the way of that.
+func TestARefusedCopyIsForgotten(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t)
+	a := g.found()
+	b := a.join(p2p.RoleStorage)
+	c := a.join(p2p.RoleStorage)
+	g.voters(3)
+	b.must(mkdir("kept"))
+	met := func(m *member, mark uint64) bool {
+		var is bool
+		m.log.do(context.Background(), func() {
+			known := m.log.store.vouch.others[b.id]
+			is = known != nil && known.Mark == mark
+		})
+		return is
+	}
+	eventually(t, "all have met it", func() bool { return met(a, b.log.mark) && met(c, b.log.mark) })
+	copied := b.crash()
+	b = g.start(b.id, copied.CrashClone(vfs.CrashCloneCfg{}))
+	right := b.log.mark
+	eventually(t, "all have met its next start", func() bool { return met(a, right) && met(c, right) })
+	disk := b.crash()
+	// As if c had not met that start, and now takes the copy for the right store.
+	c.log.do(context.Background(), func() {
+		m := c.log.store.vouch.of(b.id)
+		if !m.unmeet(right) {
+			t.Error("c did not meet that start")
+		}
+		m.Term, m.Acked, m.Sure = 0, 0, 0
+	})
+	copy := g.start(b.id, copied)
+	copy.stops(Restored)
+	copy.crash()
+	b = g.start(b.id, disk)
+	b.made("by the right one")
+	g.agree()
+	if b.fail != nil {
+		t.Error(b.fail)
 	}
 }
 

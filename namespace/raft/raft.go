@@ -137,6 +137,7 @@ type Log struct {
 	deadlines map[namespace.SessionID]time.Duration
 	snapshots map[uint64]time.Duration  // sent to, and until when they are waited for
 	warned    map[warning]time.Duration // of what, and when
+	withdrawn map[uint64]bool           // marks of stores that were refused
 	tried     time.Duration             // when a change of the group was proposed last
 
 	checkpointing sync.Mutex
@@ -186,7 +187,7 @@ func Open(o Options) (*Log, error) {
 		o: o, store: st,
 		received: make(chan []*raftpb.Message, 256), calls: make(chan func(), 64), wake: make(chan struct{}, 1),
 		deadlines: make(map[namespace.SessionID]time.Duration), snapshots: make(map[uint64]time.Duration),
-		warned: make(map[warning]time.Duration),
+		warned: make(map[warning]time.Duration), withdrawn: make(map[uint64]bool),
 	}
 	l.proposals.init()
 	l.reads.token = rand.Uint64() >> 1 // an answer to an earlier process must not count

@@ -70,7 +70,12 @@ type memory struct {
 	Term   uint64 `json:"term"`  // the latest it was in
 	Acked  uint64 `json:"acked"` // the last entry that it has of the leader of that term
 	Sure   uint64 `json:"sure"`  // the last entry that it has for good
+
+	former *start // what Starts and Mark were before, if this process knows
 }
+
+// start names a start of a store.
+type start struct{ count, mark uint64 }
 
 // note takes down that the member's log has the entries of the leader of a term up to
 // the given one, of which those up to commit are agreed upon in that term at the
@@ -88,7 +93,19 @@ func (m *memory) note(term, entry, commit uint64) {
 
 // meet takes down a start.
 func (m *memory) meet(s *starts) {
+	if m.Mark != s.mark() {
+		m.former = &start{m.Starts, m.Mark}
+	}
 	m.Starts, m.Mark = s.count, s.mark()
+}
+
+// unmeet takes back that a start was met, and reports whether it was the latest.
+func (m *memory) unmeet(mark uint64) bool {
+	if m.Mark != mark || m.former == nil {
+		return false
+	}
+	m.Starts, m.Mark, m.former = m.former.count, m.former.mark, nil
+	return true
 }
 
 // descent returns the refusal of a store that does not descend from the one that is

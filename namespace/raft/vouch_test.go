@@ -128,7 +128,7 @@ func TestWhatIsReadLaterForgetsNothing(t *testing.T) {
 
 func FuzzVouch(f *testing.F) {
 	v := vouch{own: *startsOf(1, 2)}
-	*v.of(7) = memory{1, 2, 3, 4, 5}
+	*v.of(7) = memory{Starts: 1, Mark: 2, Term: 3, Acked: 4, Sure: 5}
 	f.Add(v.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		v, err := decodeVouch(b)
