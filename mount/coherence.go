@@ -66,6 +66,8 @@ type coherence struct {
 	mu        sync.Mutex
 	pending   *batch        // never nil
 	current   *batch        // is being delivered; nil: none
+	telling   uint64        // inode that the kernel is being told of; 0: none
+	told      sync.Cond     // telling has changed
 	delivered uint64        // the kernel's names agree with the events up to it
 	progress  chan struct{} // closed and made anew when delivered grows
 	seeded    bool          // edges has what the kernel was told before the volume was shared
@@ -81,10 +83,12 @@ type coherence struct {
 }
 
 func newCoherence(vol *volume.Volume, known *lookups, now func() time.Time) *coherence {
-	return &coherence{
+	c := &coherence{
 		vol: vol, known: known, now: now, seed: maphash.MakeSeed(), pending: newBatch(), begun: make(chan struct{}),
 		progress: make(chan struct{}), wake: make(chan struct{}, 1), quit: make(chan struct{}),
 	}
+	c.told.L = &c.mu
+	return c
 }
 
 // start begins to tell the kernel by n. Without a volume every request fails, and
@@ -235,18 +239,23 @@ func (c *coherence) forget(ino uint64) {
 	}
 }
 
-// waiting reports whether the kernel is still to be told that the content of ino has
-// changed, or anything about it.
-func (c *coherence) waiting(ino uint64) (content, any bool) {
+// settle is for requests upon which the kernel looks at ino anew: what it was still to
+// be told of the inode is left to the caller, who returns content, whether its pages
+// may be old, and any, whether anything may be. A notification that comes later would
+// undo the answer to the question that the kernel asks next, since it drops attributes
+// that it asked for before, and goes by the size that it had. One that is under way is
+// waited for.
+func (c *coherence) settle(ino uint64) (content, any bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, b := range [...]*batch{c.pending, c.current} {
-		if b == nil {
-			continue
+		if b != nil {
+			changed, found := b.leave(ino)
+			content, any = content || changed, any || found
 		}
-		changed, found := b.inodes[ino]
-		content = content || changed || b.all
-		any = any || found || b.all
+	}
+	for c.telling == ino {
+		c.told.Wait()
 	}
 	return content, any
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/volume"
 )
 
 // What the kernel is told, and what it is answered, without a kernel.
@@ -408,6 +409,89 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	}
 	if !b.all || len(b.names)+len(b.inodes) != 0 {
 		t.Errorf("%d names", len(b.names))
+	}
+}
+
+// Rule 12: the kernel throws the answer to a question away that it asked before it was
+// told of a change, and goes by the size that it had. So once an open or a lock is
+// answered it is told nothing more of what had changed before.
+func TestNoNotificationComesAfterTheRequestThatSawToIt(t *testing.T) {
+	k := newSharedKernel(t)
+	node, _ := k.create("f", 0o644)
+	k.lookup(1, 1, "f")
+	blocked := make(chan struct{})
+	k.mu.Lock()
+	k.blocked, k.told = blocked, nil // requests told it, too
+	k.mu.Unlock()
+	notified := fmt.Sprintf("inode %d from 0", node)
+	settled := func(events ...volume.Event) (content, any bool) {
+		k.coherent.observe(append(events, volume.Event{Parent: namespace.RootIno, Name: "other"}))
+		eventually(t, "inodes wait behind a name", func() bool {
+			k.coherent.mu.Lock()
+			defer k.coherent.mu.Unlock()
+			return k.coherent.current != nil
+		})
+		content, any = k.coherent.settle(node)
+		if content, any := k.coherent.settle(node); content || any {
+			t.Error("it is seen to twice")
+		}
+		close(blocked)
+		eventually(t, "all is told", func() bool {
+			k.coherent.mu.Lock()
+			defer k.coherent.mu.Unlock()
+			return k.coherent.current == nil && k.coherent.pending.empty()
+		})
+		return content, any
+	}
+	if content, any := settled(volume.Event{Ino: namespace.Ino(node), Content: true}); !content || !any {
+		t.Errorf("content %v, anything %v", content, any)
+	}
+	if k.wasTold(notified) {
+		t.Error("told of what an open has seen to")
+	}
+	k.coherent.observe([]volume.Event{{Ino: namespace.Ino(node), Content: true}})
+	k.wantTold(notified) // what comes later
+}
+
+// Rule 12: what is being told when an open or a lock comes is waited for.
+func TestARequestWaitsForTheNotificationThatIsUnderWay(t *testing.T) {
+	k := newSharedKernel(t)
+	node, _ := k.create("f", 0o644)
+	k.mu.Lock() // so the notification does not end
+	k.coherent.observe([]volume.Event{{Ino: namespace.Ino(node), Content: true}})
+	eventually(t, "the kernel is being told", func() bool {
+		k.coherent.mu.Lock()
+		defer k.coherent.mu.Unlock()
+		return k.coherent.telling == node
+	})
+	done := make(chan bool)
+	go func() {
+		k.coherent.settle(node)
+		done <- k.wasTold(fmt.Sprintf("inode %d from 0", node))
+	}()
+	select {
+	case <-done:
+		t.Error("it does not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	k.mu.Unlock()
+	if !<-done {
+		t.Error("it went on before the kernel was told")
+	}
+}
+
+func TestWhatAllIsToldLeavesOutWhatRequestsSawTo(t *testing.T) {
+	b := newBatch()
+	b.everything()
+	if content, any := b.leave(5); !content || !any {
+		t.Error("not all of it is to be told")
+	}
+	if content, any := b.leave(5); content || any {
+		t.Error("it is told twice")
+	}
+	b.inode(5, true)
+	if _, any := b.leave(5); !any {
+		t.Error("what changed since is not told")
 	}
 }
 

@@ -93,6 +93,9 @@ func (fs *fileSystem) open(in *fuse.OpenIn) (*volume.Handle, fuse.Status) {
 		}
 		return nil, fuse.Status(syscall.ESTALE)
 	}
+	if err == nil && shared {
+		fs.renewed(h)
+	}
 	if err == nil && flags != in.Flags {
 		if _, err = fs.vol.SetAttr(ctx, ino, volume.SetAttr{Valid: volume.SetSize}); err != nil {
 			h.Release()
@@ -109,30 +112,29 @@ func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) 
 		return fuse.Status(syscall.ENFILE)
 	}
 	out.Fh = fh
-	keep := h.KeepCache()
-	if fs.coherent.shared() {
-		keep = fs.openedShared(h, flags, out) && keep
+	if flags&syscall.O_APPEND != 0 && fs.coherent.shared() {
+		// Where the file ends is known here only.
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
-	if keep {
+	if h.KeepCache() {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK
 }
 
-// openedShared sees to it that the kernel does not go by a size that is no longer
-// right, and reports whether it has been told of all changes of the file's content.
-// Without FOPEN_KEEP_CACHE it drops the pages, but not the attributes.
-func (fs *fileSystem) openedShared(h *volume.Handle, flags uint32, out *fuse.OpenOut) (keep bool) {
-	if flags&syscall.O_APPEND != 0 {
-		// Where the file ends is known here only.
-		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
-	}
+// renewed sees to it that the kernel does not go by a size that is no longer right, and
+// has it drop pages that it was still to be told of. Without FOPEN_KEEP_CACHE it drops
+// the pages by itself, but not the attributes. It is before a file is truncated: pages
+// that a mapping has changed are written when they are dropped.
+func (fs *fileSystem) renewed(h *volume.Handle) {
 	ino := uint64(h.Ino())
-	content, any := fs.coherent.waiting(ino)
-	if any || !h.KeepCache() {
+	content, any := fs.coherent.settle(ino)
+	switch {
+	case content:
+		fs.writeBack(ino, 0, 0)
+	case any || !h.KeepCache():
 		fs.forgetAttr(ino)
 	}
-	return !content
 }
 
 // forgetAttr has the kernel drop the attributes of an inode. It waits for nothing.

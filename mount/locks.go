@@ -83,12 +83,16 @@ func (fs *fileSystem) setLock(in *fuse.LkIn, lock func(*volume.Handle, volume.Lo
 // renew has the kernel drop what it holds of a file if who held a lock before has
 // written to it on another node.
 func (fs *fileSystem) renew(h *volume.Handle) {
+	content, _ := fs.coherent.settle(uint64(h.Ino()))
 	version, stale := h.Stale()
-	if !stale {
+	switch {
+	case stale:
+		fs.dropPages(h.Ino(), version)
+	case content:
+		fs.writeBack(uint64(h.Ino()), 0, 0)
+	default:
 		fs.forgetAttr(uint64(h.Ino()))
-		return
 	}
-	fs.dropPages(h.Ino(), version)
 }
 
 func lockOf(in *fuse.LkIn) volume.Lock {

@@ -4,6 +4,8 @@ package mount
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -27,6 +29,7 @@ type batch struct {
 	all    bool
 	names  map[entryName]struct{}
 	inodes map[uint64]bool // true: the content, too
+	left   map[uint64]bool // inodes of all that settle has left to requests since
 	last   uint64          // event
 	tries  map[uint64]int  // of inodes that are tried again
 }
@@ -41,6 +44,7 @@ func newBatch() *batch {
 }
 
 func (b *batch) inode(ino uint64, content bool) {
+	delete(b.left, ino)
 	if !b.all {
 		b.inodes[ino] = b.inodes[ino] || content
 		b.limit()
@@ -60,7 +64,21 @@ func (b *batch) limit() {
 	}
 }
 
-func (b *batch) everything() { *b = batch{all: true, last: b.last} }
+func (b *batch) everything() { *b = batch{all: true, last: b.last, left: make(map[uint64]bool)} }
+
+// leave takes an inode out of the batch, and returns what was to be told of it.
+func (b *batch) leave(ino uint64) (content, any bool) {
+	if !b.all {
+		content, any = b.inodes[ino]
+		delete(b.inodes, ino)
+		return content, any
+	}
+	any = !b.left[ino]
+	if len(b.left) < maxPending {
+		b.left[ino] = true
+	}
+	return any, any
+}
 
 func (b *batch) empty() bool { return !b.all && len(b.names)+len(b.inodes) == 0 }
 
@@ -129,13 +147,35 @@ func (c *coherence) dropName(parent uint64, name string, last uint64) {
 
 func (c *coherence) deliverInodes(b *batch) {
 	if b.all {
-		c.known.each(func(ino uint64) { c.dropInode(ino, true, 0) })
-		c.dropInode(fuse.FUSE_ROOT_ID, true, 0)
+		c.known.each(func(ino uint64) { c.tellOf(b, ino) })
+		c.tellOf(b, fuse.FUSE_ROOT_ID)
 		return
 	}
-	for ino, content := range b.inodes {
-		c.dropInode(ino, content, b.tries[ino])
+	c.mu.Lock()
+	inos := slices.Collect(maps.Keys(b.inodes))
+	c.mu.Unlock()
+	for _, ino := range inos {
+		c.tellOf(b, ino)
 	}
+}
+
+// tellOf has the kernel drop an inode of the batch, unless a request has seen to it.
+func (c *coherence) tellOf(b *batch, ino uint64) {
+	c.mu.Lock()
+	content, any := b.leave(ino)
+	tries := b.tries[ino]
+	if any {
+		c.telling = ino
+	}
+	c.mu.Unlock()
+	if !any {
+		return
+	}
+	c.dropInode(ino, content, tries)
+	c.mu.Lock()
+	c.telling = 0
+	c.mu.Unlock()
+	c.told.Broadcast()
 }
 
 // dropInode has the kernel drop the attributes of an inode, and with content its

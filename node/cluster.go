@@ -14,7 +14,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/cache"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/namespace/raft"
@@ -178,7 +177,23 @@ func (c *cluster) start(ctx context.Context) {
 }
 
 // secure is ordering.secure.
-func (c *cluster) secure(ctx context.Context, roots []cas.CID) error {
+func (c *cluster) secure(ctx context.Context, cmd *namespace.Command) error {
+	roots := cmd.Roots()
+	if _, unproven := c.replica.Unproven(); unproven {
+		// What is patched is named with the patch.
+		for _, op := range cmd.Ops {
+			patch, ok := op.(*namespace.PatchContent)
+			if !ok {
+				continue
+			}
+			if n, err := c.n.state.Inode(patch.Ino); err == nil && n.Content.Root.Defined() {
+				roots = append(roots, n.Content.Root)
+			}
+		}
+	}
+	if len(roots) == 0 {
+		return nil
+	}
 	if v := c.n.state.View(); v != nil && len(v.Members) == 1 {
 		return nil // the journal sees to it
 	}

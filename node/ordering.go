@@ -25,7 +25,7 @@ type ordering struct {
 	solo *solo.Log
 	// secure makes the blocks of trees durable on as many nodes as a command needs
 	// that names them.
-	secure func(ctx context.Context, roots []cas.CID) error
+	secure func(ctx context.Context, cmd *namespace.Command) error
 	failed chan error // holds the first error after which nothing can be changed
 
 	offline bool // a member that takes no part: nothing is ordered
@@ -56,11 +56,9 @@ func (o *ordering) Propose(ctx context.Context, cmd *namespace.Command) (namespa
 		return res, err
 	}
 	o.mu.RUnlock()
-	if roots := cmd.Roots(); len(roots) > 0 {
-		// Data first, then name.
-		if err := o.secure(ctx, roots); err != nil {
-			return namespace.Result{}, err
-		}
+	// Data first, then name.
+	if err := o.secure(ctx, cmd); err != nil {
+		return namespace.Result{}, err
 	}
 	return group.Propose(ctx, cmd)
 }

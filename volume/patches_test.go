@@ -105,6 +105,7 @@ func TestNobodyNoticesAFold(t *testing.T) {
 	if got := a.content(f); !bytes.Equal(got, want) {
 		t.Errorf("the writer sees %s", brief(got))
 	}
+	b.must(b.Barrier(t.Context()))
 	if got := b.content(r); !bytes.Equal(got, want) {
 		t.Errorf("the reader sees %s", brief(got))
 	}

@@ -131,7 +131,7 @@ func TestBlocksThatACrashLeftOnOneNodeSurviveItOnceTheyAreSyncedAnew(t *testing.
 	if _, _, code := crashed.run("add", "-q", outside); code == 0 {
 		t.Error("added without a majority")
 	}
-	if n := crashed.status().Store.Blocks; n < 200 {
+	if n := crashed.status().Store.Blocks; n < 100 {
 		t.Fatalf("only %d blocks are on the node that is cut off: nothing is proved", n)
 	}
 	kill(crashed)
