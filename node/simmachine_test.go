@@ -200,6 +200,7 @@ func (m *machine) wipe() {
 	m.disk = newSimDisk(newMem(), m.rng.Uint64())
 	m.proc, m.invited, m.stale, m.old, m.id, m.refused = nil, "", false, nil, "", 0
 	m.rotten = false
+	m.founder = false // there is a cluster, which it joins anew
 }
 
 // alive calls fn unless what the process says does not count any more.
