@@ -182,6 +182,13 @@ func (s *State) Applied() uint64 {
 	return s.meta.applied
 }
 
+// NextIno returns the number of the next inode that is created. Numbers ascend.
+func (s *State) NextIno() Ino {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.meta.nextIno
+}
+
 // Stats returns the counters.
 func (s *State) Stats() Stats {
 	s.mu.RLock()

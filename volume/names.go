@@ -214,8 +214,7 @@ func (v *Volume) Symlink(ctx context.Context, parent namespace.Ino, name, target
 
 // Create makes a regular file that does not exist yet and opens it.
 func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, mode, flags uint32, c Caller) (Attr, *Handle, error) {
-	v.making.Add(1)
-	defer v.making.Add(-1)
+	defer v.making.begin(v.o.State.NextIno())()
 	n, err := v.create(ctx, &namespace.Create{
 		Parent: parent, Name: name, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})
@@ -236,8 +235,7 @@ func (v *Volume) Tmpfile(ctx context.Context, parent namespace.Ino, mode, flags 
 	if err := v.checkRoom(); err != nil {
 		return Attr{}, nil, err
 	}
-	v.making.Add(1)
-	defer v.making.Add(-1)
+	defer v.making.begin(v.o.State.NextIno())()
 	res, err := v.propose(ctx, &namespace.Create{
 		Parent: parent, Unnamed: true, Mode: mode&^syscall.S_IFMT | syscall.S_IFREG, Umask: c.Umask, UID: c.UID, GID: c.GID,
 	})

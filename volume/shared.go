@@ -186,10 +186,10 @@ func eventsOf(c *namespace.Change) []Event {
 func (v *Volume) Holds(inos []namespace.Ino) []bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	making := v.making.Load() > 0
+	making := v.making.from()
 	held := make([]bool, len(inos))
 	for i, ino := range inos {
-		held[i] = making || v.files[ino] != nil
+		held[i] = ino >= making || v.files[ino] != nil
 	}
 	return held
 }

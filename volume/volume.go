@@ -108,9 +108,9 @@ type Volume struct {
 
 	cluster  atomic.Pointer[Cluster] // nil: not shared
 	patching patching
-	watching sync.Mutex   // held while watchers are told
-	watchers []*watcher   // replaced, never changed
-	making   atomic.Int64 // files being created
+	watching sync.Mutex // held while watchers are told
+	watchers []*watcher // replaced, never changed
+	making   making
 	seen     seen
 	node     nodeTable
 	waits    lockWaits
