@@ -93,6 +93,11 @@ func (r *Replica) remote(ctx context.Context, cl *cluster, c cas.CID, buf []byte
 		fl, lead := r.flights.join(c, false)
 		if lead {
 			b, err := r.fetch(ctx, cl, c)
+			if errors.Is(err, cas.ErrNotFound) && !errors.Is(err, p2p.ErrUnreachable) {
+				// It may have been given to an owner who was asked before, and
+				// dropped by one who was asked after that.
+				b, err = r.fetch(ctx, cl, c)
+			}
 			if err == nil {
 				r.keep(cl, b, heal)
 			}
