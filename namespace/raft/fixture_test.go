@@ -154,7 +154,7 @@ func (m *member) run(records []journal.Record) *member {
 	m.log, err = Open(Options{
 		ID: m.id, State: m.state, DB: m.index.Pebble(), Journal: m.journal, Mark: func() uint64 { return 0 },
 		Transport: g.net.Join(peerName(m.id)), FS: m.fs, Dir: "", Logger: testLogger(t, fmt.Sprint(m.id)),
-		Knows: g.knows, Tick: 10 * time.Millisecond, TTL: g.ttl, Timeout: 20 * time.Second,
+		Knows: g.knows, Tick: liveTick, TTL: g.ttl, Timeout: 20 * time.Second,
 		SessionEnded: func() { g.mu.Lock(); m.ends++; g.mu.Unlock() },
 		Failed:       func(err error) { g.mu.Lock(); m.fail = err; g.mu.Unlock() },
 	})
