@@ -247,8 +247,11 @@ func TestAPeerThatIsDownIsNotLookedForByQUIC(t *testing.T) {
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "disconnected", func() error {
-		if a.Connected(b.Self()) {
+	eventually(t, "disconnected, and noted", func() error {
+		a.mu.Lock()
+		_, noted := a.lost[b.Self()]
+		a.mu.Unlock()
+		if !noted || a.Connected(b.Self()) {
 			return errors.New("still connected")
 		}
 		return nil
