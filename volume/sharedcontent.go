@@ -284,7 +284,11 @@ func (f *file) retry(ctx context.Context, commit func(context.Context) error) er
 		}
 	}
 	if f.clean() {
-		return commit(ctx)
+		err := commit(ctx)
+		if !errors.Is(err, namespace.ErrConflict) && !errors.Is(err, namespace.ErrTurn) {
+			return err
+		}
+		// Something was written meanwhile.
 	}
 	return f.inTurn(ctx, func() error { return commit(ctx) })
 }
