@@ -224,7 +224,7 @@ func (n *Node) Close() error {
 }
 
 // offline reports whether the node is a member that takes no part.
-func (n *Node) offline() bool { return n.memberFile.Raft != 0 && n.cluster.Load() == nil }
+func (n *Node) offline() bool { return n.log.offline }
 
 // release closes what is open, from the top down.
 func (n *Node) release() error {

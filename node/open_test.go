@@ -429,9 +429,11 @@ func TestAfterACheckpointTheRestIsReplayed(t *testing.T) {
 }
 
 func TestHistoryIsTrimmedAfterItsTime(t *testing.T) {
-	now := time.Now()
+	began := time.Now()
+	var later atomic.Int64
+	pass := func(d time.Duration) { later.Add(int64(d)) }
 	o := options(t.TempDir())
-	o.Now = func() time.Time { return now }
+	o.Now = func() time.Time { return began.Add(time.Duration(later.Load())) }
 	o.History = time.Hour
 	n := open(t, o)
 	defer closeNode(t, n)
@@ -440,16 +442,16 @@ func TestHistoryIsTrimmedAfterItsTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	then := n.state.Applied() - 1
-	now = now.Add(30 * time.Minute)
+	pass(30 * time.Minute)
 	if err := n.trimHistory(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.state.At(then).Lookup(1, "f"); err != nil {
 		t.Errorf("after half an hour: %v", err)
 	}
-	now = now.Add(2 * time.Hour)
+	pass(2 * time.Hour)
 	writeFile(t, n, "g", []byte("x")) // log time goes by commands
-	now = now.Add(2 * time.Hour)
+	pass(2 * time.Hour)
 	if err := n.trimHistory(t.Context()); err != nil {
 		t.Fatal(err)
 	}
