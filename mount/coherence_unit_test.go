@@ -34,6 +34,8 @@ type toldKernel struct {
 	blocked chan struct{}  // if not nil: names are dropped when it is closed
 }
 
+func (b *batch) empty() bool { return !b.all && len(b.names)+len(b.inodes) == 0 }
+
 func newToldKernel(t testing.TB) *toldKernel {
 	t.Helper()
 	k := &toldKernel{kernel: newKernel(t), unknown: make(map[uint64]int)}

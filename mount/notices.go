@@ -80,8 +80,6 @@ func (b *batch) leave(ino uint64) (content, any bool) {
 	return any, any
 }
 
-func (b *batch) empty() bool { return !b.all && len(b.names)+len(b.inodes) == 0 }
-
 // deliver tells the kernel until quit.
 func (c *coherence) deliver() {
 	for {
@@ -98,9 +96,7 @@ func (c *coherence) deliver() {
 		b := c.pending
 		c.pending, c.current = newBatch(), b
 		c.mu.Unlock()
-		if !b.empty() {
-			c.deliverNames(b)
-		}
+		c.deliverNames(b)
 		c.mu.Lock()
 		c.delivered = max(c.delivered, b.last)
 		close(c.progress)
