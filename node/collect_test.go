@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	mrand "math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -243,6 +244,9 @@ func TestANodeThatIsStartedDuringARoundSitsItOut(t *testing.T) {
 // Rule 17, rule 16: a disk that is full of files has room again when they were removed
 // and what they consisted of is collected.
 func TestAFullDiskIsFreed(t *testing.T) {
+	if os.Getuid() != 0 && os.Getenv("CAIRN_REQUIRE_FUSE") == "" {
+		t.Skip("this test needs root, to mount a small disk (CAIRN_REQUIRE_FUSE=1 makes that a failure)")
+	}
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=300m"); err != nil {
 		t.Fatalf("mount: %v", err)

@@ -84,7 +84,7 @@ func (n *narrow) pass(to, from *net.TCPConn) {
 // that was faster once and is so long that much must be on its way.
 func TestSmallRequestsAreNotQueuedBehindBulk(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes half a minute")
+		t.Skip("takes half a minute: left out with -short, which .ci/run does not set")
 	}
 	a, b := start(t, 1, "127.0.0.1:0"), start(t, 2, "127.0.0.1:0")
 	line := &narrow{delay: 40 * time.Millisecond}

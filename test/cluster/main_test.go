@@ -86,7 +86,7 @@ func missing(programs ...string) error {
 func needs(t *testing.T, programs ...string) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("clusters of processes take minutes")
+		t.Skip("clusters of processes take minutes: left out with -short, which .ci/run does not set")
 	}
 	err := missing(programs...)
 	switch {
