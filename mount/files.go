@@ -172,23 +172,24 @@ func (fs *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (u
 }
 
 func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (int, error) {
-	ctx := context.Background()
+	ctx, write := context.Background(), h.Write
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
-		// Pages of a shared mapping. The kernel sends them through any
-		// handle, maybe one that appends, but they have their place.
+		// Pages of a shared mapping. The kernel sends them through any handle,
+		// maybe one that appends. It may send them when an open with O_TRUNC
+		// has been carried out already, and drops them only when that returns.
 		mapped, err := fs.vol.Open(ctx, h.Ino(), syscall.O_WRONLY)
 		if err != nil {
 			return 0, err
 		}
 		defer mapped.Release()
-		h = mapped
+		h, write = mapped, mapped.WritePages
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := fs.vol.KillPriv(ctx, h.Ino()); err != nil {
 			return 0, err
 		}
 	}
-	n, err := h.Write(ctx, data, int64(in.Offset))
+	n, err := write(ctx, data, int64(in.Offset))
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 && !h.Syncs() {
 		// Asked for by this write alone (pwritev2). O_SYNC is O_DSYNC and
 		// one bit more.

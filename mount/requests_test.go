@@ -193,6 +193,30 @@ func TestPagesOfAMappingGoWhereTheyBelong(t *testing.T) {
 	}
 }
 
+// The kernel may write pages of a mapping back while a truncation is carried out
+// (open(2) with O_TRUNC), which it learns of only from the reply.
+func TestPagesOfAMappingDoNotMakeAFileLonger(t *testing.T) {
+	k := newKernel(t)
+	node, fh := k.create("file", 0o644)
+	_, status := k.Write(nil, &fuse.WriteIn{InHeader: header(node), Fh: fh}, []byte("0123456789"))
+	k.want(status, fuse.OK)
+	for _, size := range []uint64{6, 2, 0} {
+		in := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: header(node), Valid: fuse.FATTR_SIZE, Size: size}}
+		k.want(k.SetAttr(nil, &in, new(fuse.AttrOut)), fuse.OK)
+		pages := fuse.WriteIn{InHeader: header(node), Fh: fh, Offset: 4, WriteFlags: fuse.WRITE_CACHE}
+		n, status := k.Write(nil, &pages, []byte("abcdef"))
+		k.want(status, fuse.OK)
+		if n != 6 { // else the kernel reports an error to the next fsync
+			t.Errorf("%d bytes are accepted", n)
+		}
+		res, status := k.Read(nil, &fuse.ReadIn{InHeader: header(node), Fh: fh}, make([]byte, 100))
+		k.want(status, fuse.OK)
+		if got, _ := res.Bytes(nil); string(got) != "0123ab"[:size] {
+			t.Errorf("of a file of %d bytes, %q is left", size, got)
+		}
+	}
+}
+
 func TestAttributeSizeIsProbedFirst(t *testing.T) {
 	k := newKernel(t)
 	node, _ := k.create("file", 0o644)

@@ -272,20 +272,34 @@ func (f *file) read(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// write puts p into the dirty layer at off, or at the end of the file if
-// atEnd, and returns once it is there. by is that of place.
-func (f *file) write(ctx context.Context, p []byte, off int64, atEnd bool, by *Handle) error {
+// where says what the offset of a write means.
+type where int
+
+const (
+	atOffset where = iota
+	atEnd          // nothing: the bytes follow those that the file has
+	inside         // what it says, and bytes beyond the end of the file are dropped
+)
+
+// write puts p into the dirty layer and returns once it is there. by is that of place.
+func (f *file) write(ctx context.Context, p []byte, off int64, to where, by *Handle) error {
 	if err := f.v.checkRoom(); err != nil {
 		return err
 	}
 	if err := f.v.admit(ctx, f); err != nil {
 		return err
 	}
-	if err := f.place(ctx, off, int64(len(p)), atEnd, by); err != nil {
+	if err := f.place(ctx, off, int64(len(p)), to == atEnd, by); err != nil {
 		return err
 	}
-	if atEnd {
+	switch to {
+	case atEnd:
 		off = f.size
+	case inside:
+		if p = p[:min(int64(len(p)), max(0, f.size-off))]; len(p) == 0 {
+			f.mu.Unlock()
+			return nil
+		}
 	}
 	if off < 0 || off > maxSize-int64(len(p)) {
 		f.mu.Unlock()

@@ -57,10 +57,25 @@ func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
 // returns len(p). With O_SYNC or O_DSYNC it is durable on return. The handle
 // does not keep p.
 func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
+	to := atOffset
+	if h.flags&syscall.O_APPEND != 0 {
+		to = atEnd
+	}
+	return h.write(ctx, p, off, to)
+}
+
+// WritePages is Write of pages that were changed in memory: at off, whatever the
+// handle was opened with, and only as far as the file goes, also if it became shorter
+// since they were changed. Those beyond are gone, which is no error.
+func (h *Handle) WritePages(ctx context.Context, p []byte, off int64) (int, error) {
+	return h.write(ctx, p, off, inside)
+}
+
+func (h *Handle) write(ctx context.Context, p []byte, off int64, to where) (int, error) {
 	if err := h.alive(); err != nil {
 		return 0, err
 	}
-	if err := h.f.write(context.WithoutCancel(ctx), p, off, h.flags&syscall.O_APPEND != 0, h); err != nil {
+	if err := h.f.write(context.WithoutCancel(ctx), p, off, to, h); err != nil {
 		return 0, err
 	}
 	if err := h.changed(ctx); err != nil {

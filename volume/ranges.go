@@ -207,7 +207,7 @@ func (f *file) copyBytes(ctx context.Context, off int64, src *file, srcOff, n in
 		if err != nil || got == 0 {
 			return done, err
 		}
-		if err := f.write(ctx, p[:got], off+done, false, nil); err != nil {
+		if err := f.write(ctx, p[:got], off+done, atOffset, nil); err != nil {
 			return done, err
 		}
 		done += int64(got)
