@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -90,9 +91,20 @@ func (g *guard) dismiss() {
 // RunGuard is a guard's life; args are those after GuardArg, in and out its standard
 // input and output. It returns when the mount has ended, in order or not.
 func RunGuard(args []string, in io.Reader, out io.Writer) error {
+	return runGuard("/sys/fs/fuse/connections", args, in, out)
+}
+
+// runGuard is RunGuard where the kernel's file system of FUSE connections, if it is
+// mounted, is at control.
+func runGuard(control string, args []string, in io.Reader, out io.Writer) error {
 	if len(args) != 2 || strings.Trim(args[0], "0123456789") != "" || args[0] == "" {
 		return errors.New("guard of a mount: no connection")
 	}
+	c, err := openConnection(control, args[0], args[1])
+	if err != nil {
+		return err
+	}
+	defer c.close()
 	killed := make(chan os.Signal, 1)
 	signal.Notify(killed, syscall.SIGTERM)
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
@@ -111,24 +123,43 @@ func RunGuard(args []string, in io.Reader, out io.Writer) error {
 			return nil
 		}
 	}
-	return abort(args[0], args[1])
+	return c.abort()
 }
 
-// abort ends the connection with the given number, which is mounted on path.
-func abort(number, path string) error {
-	m, mounted := mountAt(path)
-	if mounted && m.device != "0:"+number {
-		return nil // another one by now
+// connection is what the kernel has for a mount.
+type connection struct {
+	device, path string
+	// ends ends it, whatever is written there; nil: only who may unmount can. The file
+	// is open from when there is the connection, since afterwards the kernel gives
+	// its number to another one, maybe of another program.
+	ends *os.File
+}
+
+// openConnection returns the connection with the given number, mounted on path.
+func openConnection(control, number, path string) (*connection, error) {
+	ends, err := os.OpenFile(filepath.Join(control, number, "abort"), os.O_WRONLY, 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
+		return nil, err
 	}
-	err := os.WriteFile("/sys/fs/fuse/connections/"+number+"/abort", []byte("1"), 0)
-	if !errors.Is(err, os.ErrNotExist) {
+	return &connection{device: "0:" + number, path: path, ends: ends}, nil
+}
+
+func (c *connection) close() {
+	if c.ends != nil {
+		_ = c.ends.Close() // nothing is left to be written
+	}
+}
+
+// abort ends the connection, if there still is one.
+func (c *connection) abort() error {
+	if c.ends != nil {
+		_, err := c.ends.WriteString("1")
 		return err
 	}
-	// It has ended by itself, or there is no such directory: then only root can.
-	if !mounted {
-		return nil
+	if m, mounted := mountAt(c.path); !mounted || m.device != c.device {
+		return nil // it has ended by itself
 	}
-	err = unix.Unmount(path, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
+	err := unix.Unmount(c.path, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, syscall.EBUSY) {
 		return nil // it is in use, but answers every call with an error
 	}
