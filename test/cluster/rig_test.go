@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -253,16 +254,24 @@ func (n *node) tryStart(ready string, args ...string) (said string, err error) {
 	}
 	c.Stdout, c.Stderr = w, log
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // should the test be killed
-	err = errors.Join(c.Start(), w.Close())
+	started, exited := make(chan error), make(chan struct{})
+	go func() {
+		// The signal comes when the thread ends that started the process, and some
+		// tests end threads. So this one stays until the process has ended.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.Start()
+		started <- err
+		if err == nil {
+			n.end = c.Wait()
+			close(exited)
+		}
+	}()
+	err = errors.Join(<-started, w.Close())
 	if err != nil {
 		return "", errors.Join(err, stdout.Close())
 	}
-	exited := make(chan struct{})
 	n.cmd, n.exited = c, exited
-	go func() {
-		n.end = c.Wait()
-		close(exited)
-	}()
 	lines := make(chan string, 1)
 	go func() {
 		defer stdout.Close()
