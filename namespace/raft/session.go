@@ -111,37 +111,41 @@ func (l *Log) Session() namespace.SessionID { return l.session.live() }
 
 // keepSession opens sessions and keeps them alive.
 func (l *Log) keepSession() {
-	every := l.o.TTL / 6
 	for l.stopped.Err() == nil {
-		id := l.session.current()
+		id := l.openSession()
 		if id == 0 {
-			l.openSession()
 			continue
 		}
+		if l.keepUp(id); l.stopped.Err() != nil {
+			return
+		}
+		l.session.set(0, 0)
+		l.o.Logger.Warn("this node's session has ended; locks and unsaved changes are lost", "session", id)
+		l.proposals.settle(l.o.State, 0, false)
+		l.o.SessionEnded()
+	}
+}
+
+// keepUp keeps a session alive until it is over.
+func (l *Log) keepUp(id namespace.SessionID) {
+	every := l.o.TTL / 6
+	for l.session.live() == id {
 		changed := l.session.change()
 		ctx, cancel := context.WithTimeout(l.stopped, every)
 		at := l.o.Clock()
 		err := l.keepAlive(ctx, id)
 		cancel()
-		switch {
-		case err == nil:
+		if err == nil {
 			l.session.confirm(id, at)
-		case l.session.live() == 0:
-			l.session.set(0, 0)
-		}
-		if l.session.current() == id {
-			select {
-			case <-l.stopped.Done():
-				return
-			case <-changed:
-			case <-time.After(every):
-			}
 		}
 		if l.session.live() != id {
-			l.session.set(0, 0)
-			l.o.Logger.Warn("this node's session has ended; locks and unsaved changes are lost", "session", id)
-			l.proposals.settle(l.o.State, 0, false)
-			l.o.SessionEnded()
+			return
+		}
+		select {
+		case <-l.stopped.Done():
+			return
+		case <-changed:
+		case <-time.After(every):
 		}
 	}
 }
@@ -154,7 +158,9 @@ func (s *session) confirm(id namespace.SessionID, at time.Duration) {
 	}
 }
 
-func (l *Log) openSession() {
+// openSession returns a session of this node, which may have ended since, 0 if there
+// is none yet.
+func (l *Log) openSession() namespace.SessionID {
 	ctx, cancel := context.WithTimeoutCause(l.stopped, l.o.Timeout, ErrTimeout)
 	defer cancel()
 	at := l.o.Clock()
@@ -163,9 +169,10 @@ func (l *Log) openSession() {
 		err = res.Err
 	}
 	if err == nil {
-		l.session.set(namespace.SessionID(res.Index), at)
-		l.session.check(l.o.State) // it may have ended since
-		return
+		id := namespace.SessionID(res.Index)
+		l.session.set(id, at)
+		l.session.check(l.o.State)
+		return id
 	}
 	if l.stopped.Err() == nil {
 		l.o.Logger.Debug("no session yet", "err", err)
@@ -174,6 +181,7 @@ func (l *Log) openSession() {
 	case <-l.stopped.Done():
 	case <-time.After(5 * l.o.Tick):
 	}
+	return 0
 }
 
 // protocolSession carries keepalives: a version byte and the session. The answer
