@@ -124,10 +124,9 @@ type place struct {
 
 // piece is what is written at once.
 type piece struct {
-	index   []byte // of a parcel, else empty
 	bytes   []byte
 	records []record
-	done    func() // of a parcel: nobody refers to bytes any more
+	done    func() // of a parcel, else nil: nobody refers to bytes any more
 }
 
 // record is a block in a piece.
@@ -161,6 +160,7 @@ type Cache struct {
 	active *file
 	direct vfs.File // active, for writes around the kernel's memory; nil if there are none
 	next   uint32
+	index  []byte // of the parcel being written, on a page as O_DIRECT needs it
 
 	pieces  chan *piece
 	idle    *sync.Cond // signalled when a piece was written; uses mu

@@ -206,7 +206,11 @@ func (c *Cache) write() {
 // blocks are forgotten.
 func (c *Cache) writePiece(p *piece) {
 	rest := pages(len(p.bytes)) - len(p.bytes)
-	offset, err := c.append(p.index, append(p.bytes, make([]byte, rest)...))
+	var index []byte
+	if p.done != nil {
+		index = c.indexOf(p)
+	}
+	offset, err := c.append(index, append(p.bytes, make([]byte, rest)...))
 	if err != nil {
 		c.failed("write", err)
 	}

@@ -33,8 +33,7 @@ func (c *Cache) adopt(memory []byte, blocks []cas.Block, at []int, done func()) 
 			p.records = append(p.records, record{hash, byte(b.CID().Codec()), at[i], len(b.Data())})
 		}
 	}
-	p.index = newIndex(p.records, pages(len(memory)))
-	if len(p.records) == 0 || fileHeaderSize+int64(len(p.index)+pages(len(memory))) > c.fileSize {
+	if len(p.records) == 0 || fileHeaderSize+int64(pages(indexSize(len(p.records)))+pages(len(memory))) > c.fileSize {
 		return false
 	}
 	for c.writing+c.making() >= maxPieces {
@@ -62,22 +61,27 @@ func (c *Cache) making() int {
 	return 1
 }
 
-// newIndex returns the index of a parcel of size bytes; it begins with a page as
-// O_DIRECT needs it.
-func newIndex(records []record, size int) []byte {
-	end := parcelHead + len(records)*parcelEntry
-	b := make([]byte, max(pages(end), minMemory))[:pages(end)]
+func indexSize(records int) int { return parcelHead + records*parcelEntry }
+
+// indexOf returns the index of a parcel, good until the next call; it is the writer's.
+func (c *Cache) indexOf(p *piece) []byte {
+	if c.index == nil {
+		c.index = make([]byte, max(pages(indexSize(maxParcel)), minMemory))
+	}
+	end := indexSize(len(p.records))
+	b := c.index[:pages(end)]
 	copy(b, parcelMagic)
-	binary.LittleEndian.PutUint32(b[4:], uint32(len(records)))
-	binary.LittleEndian.PutUint32(b[8:], uint32(size))
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(p.records)))
+	binary.LittleEndian.PutUint32(b[8:], uint32(pages(len(p.bytes))))
 	at := b[parcelHead:]
-	for _, r := range records {
+	for _, r := range p.records {
 		at[0] = r.codec
 		binary.LittleEndian.PutUint32(at[1:], uint32(r.offset))
 		binary.LittleEndian.PutUint32(at[5:], uint32(r.size))
 		copy(at[9:], r.hash[:])
 		at = at[parcelEntry:]
 	}
+	clear(at)
 	binary.LittleEndian.PutUint32(b[12:], indexSum(b[:end]))
 	return b
 }
