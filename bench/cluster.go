@@ -15,6 +15,8 @@ import (
 // What one node does alone is measured in the same way before.
 //
 //	limit.tls-stream           bytes through a stream of libp2p, by TCP and TLS
+//	floor.read-remote          by a client: read a file of a mount that answers with what
+//	                           comes through such a stream, and does nothing else
 //	one.write                  by a client: write and fsync a file of the mount of one node
 //	one.read-cold              by a client: read it when the kernel has not cached it
 //	one.create-1               by a client: create and close empty files
@@ -44,7 +46,10 @@ const MaxCluster = 16
 // DefaultClusterSize is Options.Size when a cluster is measured, in bytes.
 const DefaultClusterSize = 128 << 20
 
-const limitTLSStream = "limit.tls-stream"
+const (
+	limitTLSStream  = "limit.tls-stream"
+	floorReadRemote = "floor.read-remote"
+)
 
 // ways is how many files are created at a time where it is many.
 const ways = 64
@@ -57,6 +62,7 @@ func clusterPaths(nodes int) []measurement {
 	stream := []string{limitTLSStream}
 	ms := []measurement{
 		{name: limitTLSStream, repeats: 3, run: tlsStream},
+		{name: floorReadRemote, limits: stream, repeats: 3, run: remoteRead},
 		{name: "one.write", repeats: 2, run: oneWrite},
 		{name: "one.read-cold", repeats: 2, run: oneRead},
 		{name: "one.create-1", repeats: 2, run: oneCreate(1)},
@@ -70,7 +76,7 @@ func clusterPaths(nodes int) []measurement {
 		{name: "cluster.visible", repeats: 1, run: clusterVisible},
 		{name: "cluster.delta", repeats: 1, run: clusterDelta},
 		{name: "cluster.sync-4k", peers: []string{"one.sync-4k"}, repeats: 1, run: clusterSync},
-		{name: "cluster.read-cold", limits: stream, peers: []string{"one.read-cold"}, repeats: 2, run: clusterRead},
+		{name: "cluster.read-cold", limits: stream, peers: []string{floorReadRemote, "one.read-cold"}, repeats: 2, run: clusterRead},
 	}
 	if nodes >= 3 {
 		ms = append(ms, measurement{name: "cluster.failover", repeats: 1, run: clusterFailover})

@@ -42,9 +42,9 @@ func TestEveryMeasurementOfAClusterYieldsOneLine(t *testing.T) {
 	if !slices.Equal(names, ClusterNames()) {
 		t.Errorf("measured %v, want %v", names, ClusterNames())
 	}
-	for _, name := range []string{"cluster.write-replicated", "cluster.read-cold"} {
+	for name, peers := range map[string]int{"cluster.write-replicated": 1, "cluster.read-cold": 2} {
 		r := known[name]
-		if r.Limit != limitTLSStream || r.Ratio <= 0 || len(r.Ratios) != 1 {
+		if r.Limit != limitTLSStream || r.Ratio <= 0 || len(r.Ratios) != peers {
 			t.Errorf("%s is compared with %q and %v", name, r.Limit, r.Ratios)
 		}
 		// The content does not compress, so each byte has crossed once at least.

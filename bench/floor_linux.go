@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -14,7 +15,7 @@ import (
 
 // floorFS answers as fast as a FUSE server can that a program can work in: it
 // keeps names, attributes and sizes in memory. What is written is dropped, and
-// reads give zeros. Nothing can be removed or renamed. What a real file system
+// reads give zeros, or what answerWith says. Nothing can be removed or renamed. What a real file system
 // on the same library and with the same options takes longer for is its own
 // work.
 type floorFS struct {
@@ -23,6 +24,9 @@ type floorFS struct {
 
 	mu    sync.Mutex
 	nodes []*floorNode // by node id; 0 is none
+
+	reading sync.Mutex
+	from    io.Reader // nil: zeros
 }
 
 type floorNode struct {
@@ -209,7 +213,22 @@ func (fs *floorFS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	size := fs.nodes[in.NodeId].attr.Size
 	fs.mu.Unlock()
 	n := min(uint64(len(buf)), uint64(len(fs.zeros)), size-min(size, in.Offset))
-	return fuse.ReadResultData(fs.zeros[:n]), fuse.OK
+	fs.reading.Lock()
+	defer fs.reading.Unlock()
+	if fs.from == nil {
+		return fuse.ReadResultData(fs.zeros[:n]), fuse.OK
+	}
+	if _, err := io.ReadFull(fs.from, buf[:n]); err != nil {
+		return nil, fuse.EIO
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// answerWith has reads give what comes from a reader, in whatever order they come.
+func (fs *floorFS) answerWith(from io.Reader) {
+	fs.reading.Lock()
+	defer fs.reading.Unlock()
+	fs.from = from
 }
 
 func (fs *floorFS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {

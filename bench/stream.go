@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/network"
@@ -81,51 +83,110 @@ func (p *plainPeer) Close() error {
 	return errors.Join(p.Swarm.Close(), p.book.Close())
 }
 
-// tlsStream writes to a stream of libp2p between two ends in this process and reads
-// from it: what any way to ask another node for bytes has to pass through.
-func tlsStream(ctx context.Context, r *rig) (s sample, err error) {
-	from, err := newPlainPeer()
-	if err != nil {
-		return sample{}, err
+// plainStream is a stream of libp2p, by TCP and TLS, between two ends in this process.
+type plainStream struct {
+	peers  []*plainPeer
+	writes network.Stream
+	reads  chan network.Stream // where what is written comes out, once something was
+}
+
+func newPlainStream(ctx context.Context) (_ *plainStream, err error) {
+	s := &plainStream{reads: make(chan network.Stream, 1)}
+	for range 2 {
+		p, err := newPlainPeer()
+		if err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		s.peers = append(s.peers, p)
 	}
-	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := newPlainPeer()
-	if err != nil {
-		return sample{}, err
-	}
-	defer func() { err = errors.Join(err, to.Close()) }()
+	from, to := s.peers[0], s.peers[1]
 	if err := to.Listen(ma.StringCast("/ip4/127.0.0.1/tcp/0")); err != nil {
-		return sample{}, err
+		return nil, errors.Join(err, s.Close())
 	}
-	type read struct {
-		bytes int64
-		err   error
-	}
-	ended := make(chan read, 1)
-	to.SetStreamHandler(func(s network.Stream) {
-		n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, s, make([]byte, 128<<10))
-		ended <- read{n, err}
-	})
+	to.SetStreamHandler(func(in network.Stream) { s.reads <- in })
 	from.book.AddAddrs(to.LocalPeer(), to.ListenAddresses(), peerstore.PermanentAddrTTL)
-	stream, err := from.NewStream(ctx, to.LocalPeer())
+	if s.writes, err = from.NewStream(ctx, to.LocalPeer()); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Close ends the stream.
+func (s *plainStream) Close() error {
+	var errs []error
+	for _, p := range s.peers {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// send writes size bytes and ends the stream.
+func (s *plainStream) send(c *content, size int64) error {
+	return errors.Join(c.writeTo(s.writes, size), s.writes.CloseWrite())
+}
+
+// tlsStream writes to such a stream and reads from it: what any way to ask another node
+// for bytes has to pass through.
+func tlsStream(ctx context.Context, r *rig) (s sample, err error) {
+	stream, err := newPlainStream(ctx)
 	if err != nil {
 		return sample{}, err
 	}
+	defer func() { err = errors.Join(err, stream.Close()) }()
 	c := newContent(r.newSeed())
 	s, err = measure(func() error {
-		if err := errors.Join(c.writeTo(stream, r.o.Size), stream.CloseWrite()); err != nil {
-			return err
-		}
+		sent := make(chan error, 1)
+		go func() { sent <- stream.send(c, r.o.Size) }()
 		select {
-		case got := <-ended:
-			if got.err == nil && got.bytes != r.o.Size {
-				got.err = fmt.Errorf("%d bytes instead of %d", got.bytes, r.o.Size)
+		case from := <-stream.reads:
+			n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, from, make([]byte, 128<<10))
+			if err == nil && n != r.o.Size {
+				err = fmt.Errorf("%d bytes instead of %d", n, r.o.Size)
 			}
-			return got.err
+			return errors.Join(err, <-sent)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	})
 	s.bytes = r.o.Size
 	return s, err
+}
+
+// remoteRead has a client read a file of a mount whose server has nothing of it: it
+// answers with what comes through such a stream, from which another goroutine of this
+// process gets it, and does nothing else. No node could read a file of another faster
+// on these libraries.
+func remoteRead(ctx context.Context, r *rig) (s sample, err error) {
+	stream, err := newPlainStream(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	defer func() { err = errors.Join(err, stream.Close()) }()
+	floor, dir := newFloor(), filepath.Join(r.dir, "remote")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return sample{}, err
+	}
+	unmount, err := floor.mount(dir)
+	if err != nil {
+		return sample{}, err
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
+	c := newContent(r.newSeed())
+	sent := make(chan error, 1)
+	go func() { sent <- stream.send(c, r.o.Size) }()
+	select {
+	case from := <-stream.reads:
+		floor.answerWith(from)
+	case <-ctx.Done():
+		return sample{}, ctx.Err()
+	}
+	path := filepath.Join(dir, dataName)
+	s, err = r.measureClient(ctx,
+		request{Op: opWrite, Path: path, Size: r.o.Size},
+		request{Op: opDrop, Path: path},
+		request{Op: opRead, Path: path, Size: r.o.Size})
+	if err != nil {
+		return sample{}, err // the stream ends with stream
+	}
+	return s, <-sent
 }
