@@ -118,7 +118,7 @@ type member struct {
 }
 
 func newGroup(t testing.TB) *group {
-	g := &group{t: t, net: memnet.New(), ttl: 3 * time.Second, nodes: make(map[uint64]*member)}
+	g := &group{t: t, net: memnet.New(), ttl: 300 * liveTick, nodes: make(map[uint64]*member)}
 	t.Cleanup(func() {
 		for _, id := range []uint64{1, 2, 3, 4, 5, 6, 7} {
 			if m := g.node(id); m != nil {
@@ -289,20 +289,22 @@ func dump(db *pebble.DB) map[string]string {
 // agree waits until all nodes are equally far, and compares them.
 func (g *group) agree() {
 	g.t.Helper()
+	dumps := make(map[uint64]map[string]string)
 	eventually(g.t, "all nodes are equally far", func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		at := map[uint64]bool{}
-		for _, m := range g.nodes {
-			at[m.state.Applied()] = true
+		before := g.applied()
+		if len(before) > 1 {
+			return false
 		}
-		return len(at) == 1
+		for id, m := range g.nodes {
+			dumps[id] = dump(m.index.Pebble())
+		}
+		// A node whose session ended may be opening another meanwhile.
+		return maps.Equal(before, g.applied())
 	})
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	var first map[string]string
-	for id, m := range g.nodes {
-		d := dump(m.index.Pebble())
+	for id, d := range dumps {
 		if first == nil {
 			first = d
 		} else if !maps.Equal(first, d) {
@@ -314,6 +316,15 @@ func (g *group) agree() {
 			g.t.Fatalf("node %d differs", id)
 		}
 	}
+}
+
+// applied returns how far the nodes are; mu is held.
+func (g *group) applied() map[uint64]bool {
+	at := make(map[uint64]bool)
+	for _, m := range g.nodes {
+		at[m.state.Applied()] = true
+	}
+	return at
 }
 
 // leader waits for a leader and returns it.

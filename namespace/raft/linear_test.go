@@ -255,7 +255,7 @@ func (r *recorder) do(m *member, in operation) (answer, bool) {
 
 // disturb makes trouble.
 func (r *recorder) disturb(rng *rand.Rand) {
-	pause := func(least int) { time.Sleep(time.Duration(least+rng.IntN(200)) * time.Millisecond) }
+	pause := func(least int) { time.Sleep(time.Duration(least+rng.IntN(200)) * liveTick / 10) }
 	for i := range 8 {
 		pause(50)
 		id := uint64(1 + rng.IntN(3))
@@ -282,7 +282,7 @@ func (r *recorder) disturb(rng *rand.Rand) {
 func TestWhatProgramsSeeIsLinearizable(t *testing.T) {
 	t.Parallel()
 	g := newGroup(t)
-	g.ttl = 600 * time.Millisecond
+	g.ttl = 60 * liveTick
 	a := g.found()
 	a.join(p2p.RoleStorage)
 	a.join(p2p.RoleStorage)

@@ -113,7 +113,7 @@ func TestTheGroupGoesOnWithoutItsLeader(t *testing.T) {
 func TestAMinorityRefusesAndLosesItsSession(t *testing.T) {
 	t.Parallel()
 	g := newGroup(t)
-	g.ttl = time.Second
+	g.ttl = 100 * liveTick
 	a := g.found()
 	b := a.join(p2p.RoleStorage)
 	c := a.join(p2p.RoleStorage)
