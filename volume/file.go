@@ -116,9 +116,16 @@ func (v *Volume) newFile(n namespace.Inode) *file {
 		folded: journal.Seq(n.Content.Folded), orphan: n.Nlink == 0, committed: n,
 		sharing: sharing{tail: -1, frozenTail: -1},
 	}
-	f.stale.Store(n.Patches.First != 0)
+	if n.Patches.First != 0 {
+		f.base.below = unread
+		f.stale.Store(true)
+	}
 	return f
 }
+
+// unread is the below of a base whose patches have not been read: by then they may have
+// been folded into other content, with the same version.
+const unread = 1<<64 - 1
 
 func (v *Volume) noExtents() extents { return extents{pool: &v.buffers} }
 

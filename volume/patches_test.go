@@ -75,6 +75,27 @@ func TestASmallSyncedWriteStoresNoBlock(t *testing.T) {
 	b.shows("file", want)
 }
 
+// Rule 18: patches that are folded between when a file is looked up and when they are read
+// are not missed, neither by who reads nor in what is written above.
+func TestAFoldWhileAFileIsOpenedIsSeen(t *testing.T) {
+	h, want := newPatchedHub(t, 3)
+	a, b, c := h.nodes[0], h.nodes[1], h.nodes[2]
+	f := a.openFile("file", syscall.O_RDWR)
+	want = a.patch(f, want, []byte("patched"), 1000)
+	a.closeFile(f)
+	b.must(b.Barrier(t.Context()))
+	looked, err := b.acquire(b.find("file"))
+	b.must(err)
+	defer b.release(looked)
+	a.fold("file")
+	b.must(b.Barrier(t.Context()))
+	b.shows("file", want)
+	w := b.openFile("file", syscall.O_RDWR)
+	b.put(w, bytes.Repeat([]byte("w"), 2*namespace.MaxPatch), 1004) // so much names content
+	b.closeFile(w)
+	c.shows("file", overlay(want, bytes.Repeat([]byte("w"), 2*namespace.MaxPatch), 1004))
+}
+
 // Rule 18: folding is no change that anybody notices: not the kernel, whose pages stay
 // right, and not one who writes.
 func TestNobodyNoticesAFold(t *testing.T) {

@@ -98,7 +98,7 @@ func (f *file) refresh(ctx context.Context) error {
 	}
 	n, patches, err := f.v.o.State.Patches(f.ino)
 	switch {
-	case errors.Is(err, namespace.ErrNotFound):
+	case errors.Is(err, namespace.ErrNotFound) && f.base.below != unread:
 		return nil // reaped; what is here may be read to the end
 	case err == nil && n.Version == f.committed.Version && n.Patches.Below == f.base.below:
 		f.attrsNamed(n)

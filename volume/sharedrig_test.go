@@ -250,7 +250,10 @@ func (m *member) Propose(_ context.Context, c *namespace.Command) (namespace.Res
 	delete(m.answers, i)
 	delete(m.waiting, i)
 	if errors.Is(res.Err, namespace.ErrConflict) || errors.Is(res.Err, namespace.ErrTurn) {
-		m.refusals.Add(1)
+		// Whoever folds patches too late has nothing left to do.
+		if _, fold := c.Ops[0].(*namespace.FoldContent); !fold {
+			m.refusals.Add(1)
+		}
 	}
 	if m.deaf || !ok {
 		return namespace.Result{}, errNoMajority
