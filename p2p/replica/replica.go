@@ -139,6 +139,7 @@ var _ cas.Store = (*Replica)(nil)
 
 // cluster is what follows from a View. It is never changed.
 type cluster struct {
+	self     p2p.PeerID
 	epoch    uint64
 	table    *placement.Table
 	alone    bool         // no other member keeps blocks
@@ -148,6 +149,34 @@ type cluster struct {
 	others   []p2p.PeerID // storage members that own nothing, without this one
 	nodes    int          // on which a block must be durable for Sync, two at most
 	need     int          // other nodes than this one of those
+}
+
+// newCluster returns what follows from a View for one of its nodes.
+func newCluster(self p2p.PeerID, v p2p.View) *cluster {
+	c := &cluster{self: self, epoch: v.Epoch, table: placement.New(v), alone: true}
+	for i := range v.Members {
+		m := &v.Members[i]
+		if m.ID == self {
+			c.owns = m.Owns()
+			c.draining = m.Role == p2p.RoleStorage && m.State == p2p.Draining
+			c.drops = m.State == p2p.Active || m.State == p2p.Draining
+			continue
+		}
+		if m.Role != p2p.RoleStorage {
+			continue
+		}
+		c.alone = false
+		if !m.Owns() {
+			c.others = append(c.others, m.ID)
+		}
+	}
+	c.nodes = min(v.Owners(), 2)
+	c.need = c.nodes - 1 // this node counts
+	if !c.owns {
+		c.need = min(v.Owners(), max(1, c.need))
+	}
+	c.need = max(0, c.need)
+	return c
 }
 
 // New returns a Replica that knows no members yet: everything is local until
@@ -192,29 +221,7 @@ func (r *Replica) SetView(v p2p.View) {
 	if old := r.cluster.Load(); old != nil && old.epoch >= v.Epoch {
 		return
 	}
-	c := &cluster{epoch: v.Epoch, table: placement.New(v), alone: true}
-	for i := range v.Members {
-		m := &v.Members[i]
-		if m.ID == r.self {
-			c.owns = m.Owns()
-			c.draining = m.Role == p2p.RoleStorage && m.State == p2p.Draining
-			c.drops = m.State == p2p.Active || m.State == p2p.Draining
-			continue
-		}
-		if m.Role != p2p.RoleStorage {
-			continue
-		}
-		c.alone = false
-		if !m.Owns() {
-			c.others = append(c.others, m.ID)
-		}
-	}
-	c.nodes = min(v.Owners(), 2)
-	c.need = c.nodes - 1 // this node counts
-	if !c.owns {
-		c.need = min(v.Owners(), max(1, c.need))
-	}
-	c.need = max(0, c.need)
+	c := newCluster(r.self, v)
 	for {
 		old := r.cluster.Load()
 		if old != nil && old.epoch >= c.epoch {
