@@ -17,15 +17,17 @@ import (
 //
 //   - sent by the first of its owners, in order of placement, that is known to have
 //     it, and if none is, by everybody who has it;
-//   - behind while an owner is not known to have it. Who did not answer is not, but
-//     is not sent it either;
+//   - behind while an owner is not known to have it, or it has none. Who did not answer
+//     is not known to have it, but is not sent it either;
 //   - thin while fewer other owners are known to have it than Sync waits for;
 //   - spare when all its owners are known to have it and this node is none of them. It
 //     is dropped when every owner claims to have proved its copy and none of them lies,
 //     if this node drops anything.
 //
-// That an owner has a block is known as long as it runs. So the tally of a pass proves
-// something only if each peer gave all its answers in one run, in which it then made
+// That an owner has a block it has only said. Another run of it may lack what was not
+// durable, and while it does not know the same members it may drop what it is to own by
+// now. So a pass proves something only if each peer that it heard had been met before,
+// when it knew the members, and gave all its answers in one run, in which it then made
 // durable what it had.
 
 // copyState is what is known of the copy of a block on one of its owners.
@@ -131,22 +133,26 @@ func (b *held) liar(want exchange.Proof) (id p2p.PeerID, lies bool) {
 
 // tally is what a pass has found so far.
 type tally struct {
-	c       *cluster
-	boots   map[p2p.PeerID]uint64 // runs of the peers whose answers count
-	behind  int64
-	thin    int64
-	spare   int64
-	dropped int64 // of those that are spare
-	unsure  bool  // a peer was started again meanwhile, or failed to sync
+	c         *cluster
+	boots     map[p2p.PeerID]uint64 // runs of the peers whose answers count
+	behind    int64
+	thin      int64
+	spare     int64
+	dropped   int64 // of those that are spare
+	unsure    bool  // a peer was started again meanwhile, or failed to sync
+	strangers bool  // a peer answered that was not met
 }
 
 func newTally(c *cluster) tally { return tally{c: c, boots: make(map[p2p.PeerID]uint64)} }
 
+// met takes note that a peer knows the same members, in the given run or a later one.
+func (t *tally) met(id p2p.PeerID, boot uint64) { t.boots[id] = boot }
+
 // heard takes note of the run in which a peer answered.
 func (t *tally) heard(id p2p.PeerID, boot uint64) {
-	if was, ok := t.boots[id]; ok && was != boot {
-		t.unsure = true
-	}
+	was, known := t.boots[id]
+	t.strangers = t.strangers || !known
+	t.unsure = t.unsure || known && was != boot
 	t.boots[id] = boot
 }
 
@@ -155,7 +161,7 @@ func (t *tally) heard(id p2p.PeerID, boot uint64) {
 func (t *tally) count(p page) (drop page) {
 	drop.self = p.self
 	for _, b := range p.blocks {
-		others, all, own := 0, true, false
+		others, all, own := 0, len(b.copies) > 0, false
 		for i := range b.copies {
 			switch at := &b.copies[i]; {
 			case at.owner == p.self:
@@ -182,14 +188,17 @@ func (t *tally) count(p page) (drop page) {
 	return drop
 }
 
+// proves says whether what peers said is so.
+func (t *tally) proves() bool { return !t.unsure && !t.strangers }
+
 // clean says whether all blocks are durable on all their owners.
-func (t *tally) clean() bool { return t.behind == 0 && !t.unsure }
+func (t *tally) clean() bool { return t.behind == 0 && t.proves() }
 
 // secured says whether all blocks are durable on as many other nodes as Sync waits for,
 // in a cluster where that is another one.
-func (t *tally) secured() bool { return t.c.nodes > 1 && t.thin == 0 && !t.unsure }
+func (t *tally) secured() bool { return t.c.nodes > 1 && t.thin == 0 && t.proves() }
 
-// droppable returns how many blocks are safe elsewhere and still here.
+// droppable returns how many blocks all owners have, as they say, and this node as well.
 func (t *tally) droppable() int64 {
 	if t.unsure {
 		return 0
@@ -197,5 +206,21 @@ func (t *tally) droppable() int64 {
 	return t.spare - t.dropped
 }
 
-// left says whether this node has blocks left to drop.
-func (t *tally) left() bool { return t.c.drops && t.droppable() > 0 }
+// due says when another pass is to follow.
+type due int
+
+const (
+	asUsual due = iota
+	soon        // there is something to be done
+	later       // this may be so for long: owners of a version before confirm nothing
+)
+
+func (t *tally) due() due {
+	switch {
+	case t.behind > 0 || t.unsure:
+		return soon
+	case t.strangers || t.c.drops && t.droppable() > 0:
+		return later
+	}
+	return asUsual
+}

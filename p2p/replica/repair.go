@@ -22,6 +22,10 @@ const (
 	// as well, and so on, twice as much each time, up to maxRepairRetry.
 	repairRetry    = 2 * time.Second
 	maxRepairRetry = 30 * time.Second
+	// meetTries is how often an owner is asked whether it knows the same members,
+	// meetEvery apart, before a pass begins all the same.
+	meetTries = 20
+	meetEvery = 100 * time.Millisecond
 )
 
 // repair is the state of the passes.
@@ -84,12 +88,11 @@ func (r *Replica) repairAll() {
 		}
 		wait := r.o.RepairEvery
 		if c := r.shared(); c != nil {
-			clean, left := r.pass(c)
-			switch {
-			case !clean:
+			switch r.pass(c) {
+			case soon:
 				wait = min(wait, retry)
 				retry = min(2*retry, maxRepairRetry)
-			case left: // which may be so for long: owners of a version before confirm nothing
+			case later:
 				wait = min(wait, retry)
 				retry = 2 * wait
 			}
@@ -108,11 +111,11 @@ type pass struct {
 	tally tally // heard is called for several peers at once
 }
 
-// pass walks over the local blocks once; it returns whether all of them are durable
-// on all their owners now, and whether some are left that this node is to drop. With
-// another epoch it ends early, and another is due.
-func (r *Replica) pass(c *cluster) (clean, left bool) {
+// pass walks over the local blocks once, and says when another is due. With another
+// epoch it ends early.
+func (r *Replica) pass(c *cluster) due {
 	p := &pass{r: r, c: c, tally: newTally(c)}
+	p.meet()
 	r.locked(func() { r.queue.missed = 0 }) // the pass comes to them
 	var after [cas.HashSize]byte
 	var cids []cas.CID
@@ -124,14 +127,14 @@ func (r *Replica) pass(c *cluster) (clean, left bool) {
 			if r.ctx.Err() == nil {
 				r.o.Logger.Error("repair cannot list blocks", "err", err)
 			}
-			return false, false
+			return soon
 		}
 		if len(cids) > 0 {
 			after = cids[len(cids)-1].Hash()
 			p.compare(newPage(c, p.needed(cids)))
 		}
 		if r.ctx.Err() != nil || r.cluster.Load() != c {
-			return false, false
+			return soon
 		}
 		checked += int64(len(cids))
 		r.repair.mu.Lock()
@@ -151,7 +154,49 @@ func (r *Replica) pass(c *cluster) (clean, left bool) {
 		r.repair.now.Secured = c.epoch
 	}
 	r.repair.passes++
-	return t.clean(), t.left()
+	return t.due()
+}
+
+// meet has the owners say that they know the same members as this node. As a rule they
+// learn of others within milliseconds of each other, so that is waited for.
+func (p *pass) meet() {
+	var wg sync.WaitGroup
+	var none [cas.HashSize]byte
+	for _, id := range p.c.table.Rank(&none, nil) {
+		if id != p.r.self {
+			wg.Go(func() { p.meetOne(p.r.peer(id)) })
+		}
+	}
+	wg.Wait()
+}
+
+func (p *pass) meetOne(q *peer) {
+	ctx, cancel := context.WithTimeout(p.r.ctx, getTimeout)
+	defer cancel()
+	for range meetTries {
+		if p.r.grade(q) >= demoted || p.r.cluster.Load() != p.c {
+			return
+		}
+		_, boot, err := q.Peek(ctx, nil) // before the question, so that this run or a later one answers it
+		if err == nil {
+			_, err = q.Confirm(ctx, p.c.epoch, new(exchange.Nonce), nil)
+		}
+		var refused *p2p.RemoteError
+		switch {
+		case err == nil:
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.tally.met(q.ID, boot)
+			return
+		case !errors.As(err, &refused):
+			return // whether it answers is found out when it matters
+		}
+		select {
+		case <-time.After(meetEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // needed returns the blocks that are not about to be collected: others may have

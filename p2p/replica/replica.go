@@ -335,8 +335,9 @@ func (r *Replica) watch() {
 type Status struct {
 	Epoch uint64 // of the View in use
 	// UnderReplicated counts the blocks held here that some owner lacks, or may
-	// lack, as the last pass found and left them, and those put since that an
-	// owner missed; a block put while a pass is under way may count twice.
+	// lack, or that have no owner, as the last pass found and left them, and those
+	// put since that an owner missed; a block put while a pass is under way may
+	// count twice.
 	UnderReplicated int64
 	Pending         int64 // blocks put here that are not yet durable on enough nodes
 	Repaired        int64 // blocks sent by repair since the start
