@@ -14,7 +14,8 @@
 // and the first holder in the order of placement sends, so that a node that joins,
 // comes back, or has lost its disk is filled by the others. What a node holds and does
 // not own it drops when all owners have proved that they have it (see drop.go), so that
-// space moves with the blocks.
+// space moves with the blocks. What a pass decides is apart from how it is found out and
+// done (see plan.go).
 //
 // On a node that has nobody to share with, everything goes straight to the local
 // store.
