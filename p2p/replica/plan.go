@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"time"
+
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/exchange"
@@ -223,4 +225,19 @@ func (t *tally) due() due {
 		return later
 	}
 	return asUsual
+}
+
+// wait returns how long after a pass another follows, and after which time the next one
+// does if that leaves something undone, too. every is the time between passes that
+// nothing has caused.
+func (d due) wait(retry, every time.Duration) (wait, next time.Duration) {
+	switch d {
+	case soon:
+		wait = min(retry, maxRepairRetry, every)
+		return wait, min(2*wait, maxRepairRetry)
+	case later:
+		wait = min(retry, every)
+		return wait, 2 * wait
+	}
+	return every, repairRetry
 }

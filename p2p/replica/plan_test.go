@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/p2p"
@@ -205,6 +206,29 @@ func TestWhatAPassProves(t *testing.T) {
 		}
 		if tally.clean() != r.clean || tally.secured() != r.secured || tally.due() != r.due {
 			t.Errorf("%s: clean %v, secured %v, due %v", r.rule, tally.clean(), tally.secured(), tally.due())
+		}
+	}
+}
+
+func TestAPassThatLeftSomethingUndoneIsFollowedByAnotherSooner(t *testing.T) {
+	const every = 10 * time.Minute
+	retry := repairRetry
+	for i, s := range []struct {
+		due  due
+		want time.Duration
+	}{
+		{soon, 2 * time.Second}, {soon, 4 * time.Second}, {soon, 8 * time.Second}, {soon, 16 * time.Second},
+		{soon, 30 * time.Second}, {soon, 30 * time.Second},
+		{asUsual, every},
+		{later, 2 * time.Second}, {later, 4 * time.Second}, {later, 8 * time.Second}, {later, 16 * time.Second},
+		{later, 32 * time.Second}, {later, 64 * time.Second}, {later, 128 * time.Second}, {later, 256 * time.Second},
+		{later, 512 * time.Second}, {later, every}, {later, every},
+		{soon, 30 * time.Second},
+		{asUsual, every}, {soon, 2 * time.Second},
+	} {
+		var wait time.Duration
+		if wait, retry = s.due.wait(retry, every); wait != s.want {
+			t.Errorf("pass %d is followed by another after %v, want %v", i, wait, s.want)
 		}
 	}
 }

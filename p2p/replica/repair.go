@@ -88,14 +88,7 @@ func (r *Replica) repairAll() {
 		}
 		wait := r.o.RepairEvery
 		if c := r.shared(); c != nil {
-			switch r.pass(c) {
-			case soon:
-				wait = min(wait, retry)
-				retry = min(2*retry, maxRepairRetry)
-			case later:
-				wait = min(wait, retry)
-				retry = 2 * wait
-			}
+			wait, retry = r.pass(c).wait(retry, wait)
 		}
 		timer.Reset(wait)
 	}
