@@ -3,10 +3,10 @@ package replica
 import (
 	"context"
 	"crypto/rand"
+	"slices"
 	"sync"
 
 	"github.com/cairnfs/cairn/cas"
-	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/exchange"
 )
 
@@ -70,11 +70,11 @@ func (p *promises) hold(cids []cas.CID) (done func()) {
 
 // drop begins to watch what is said of blocks that are to be dropped, until done is
 // called.
-func (p *promises) drop(cids []cas.CID) (done func()) {
+func (p *promises) drop(blocks []held) (done func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, c := range cids {
-		p.going[c.Hash()] = false
+	for i := range blocks {
+		p.going[blocks[i].cid.Hash()] = false
 	}
 	return func() {
 		p.mu.Lock()
@@ -89,39 +89,30 @@ func (p *promises) keeps(hash [cas.HashSize]byte) bool {
 	return p.going[hash] || p.held[hash] > 0
 }
 
-// drop deletes those of the blocks that all their owners confirm. owners are those of
-// each, and this node is none of them.
-func (p *pass) drop(cids []cas.CID, owners [][]p2p.PeerID) {
-	if !p.c.drops {
-		return
-	}
-	for len(cids) > 0 && p.r.ctx.Err() == nil && p.r.cluster.Load() == p.c {
-		n := min(len(cids), confirmBlocks)
-		if err := p.dropSome(cids[:n], owners[:n]); err != nil && p.r.ctx.Err() == nil {
+// drop deletes those of the blocks that all their owners confirm.
+func (p *pass) drop(spare page) {
+	for some := range slices.Chunk(spare.blocks, confirmBlocks) {
+		if p.r.ctx.Err() != nil || p.r.cluster.Load() != p.c {
+			return
+		}
+		if err := p.dropSome(page{spare.self, some}); err != nil && p.r.ctx.Err() == nil {
 			p.r.o.Logger.Warn("blocks that owners have are not dropped", "err", err)
 			return
 		}
-		cids, owners = cids[n:], owners[n:]
 	}
 }
 
-func (p *pass) dropSome(cids []cas.CID, owners [][]p2p.PeerID) error {
+func (p *pass) dropSome(spare page) error {
 	r := p.r
-	defer r.promises.drop(cids)()
-	confirmed, err := p.confirmed(cids, owners)
+	defer r.promises.drop(spare.blocks)()
+	confirmed, err := p.confirmed(spare)
 	if err != nil || len(confirmed) == 0 {
 		return err
 	}
 	deleted, _, err := r.o.Local.Delete(r.ctx, confirmed, func(c cas.CID) bool {
-		hash := c.Hash()
-		if r.cluster.Load() != p.c || r.promises.keeps(hash) {
-			return true
-		}
-		r.queue.mu.Lock()
-		defer r.queue.mu.Unlock()
-		return r.queue.entries[hash] != nil
+		return r.cluster.Load() != p.c || r.promises.keeps(c.Hash()) || r.Pending(c)
 	})
-	p.dropped += int64(deleted)
+	p.tally.dropped += int64(deleted)
 	r.repair.mu.Lock()
 	r.repair.now.Dropped += int64(deleted)
 	r.repair.mu.Unlock()
@@ -130,79 +121,51 @@ func (p *pass) dropSome(cids []cas.CID, owners [][]p2p.PeerID) error {
 
 // confirmed returns those of the blocks that all owners prove to have, after copying
 // them to the cache, if that has room. It reads them at the rate of repair.
-func (p *pass) confirmed(cids []cas.CID, owners [][]p2p.PeerID) ([]cas.CID, error) {
+func (p *pass) confirmed(spare page) ([]cas.CID, error) {
 	r := p.r
 	var nonce exchange.Nonce
 	_, _ = rand.Read(nonce[:]) // never fails
-	queries := make(map[p2p.PeerID]*query)
-	for i := range cids {
-		for _, id := range owners[i] {
-			q := queries[id]
-			if q == nil {
-				q = &query{p: r.peer(id)}
-				queries[id] = q
-			}
-			q.of = append(q.of, i)
-		}
-	}
-	proofs := make([][]exchange.Proof, len(cids)) // of all owners that have the block
-	each(queries, func(q *query) { p.confirm(q, &nonce, cids, proofs) })
+	p.each(spare.elsewhere(), func(q *peer, copies []*ownerCopy) { p.confirm(q, &nonce, copies) })
 	var sure []cas.CID
 	buf := make([]byte, cas.MaxBlockSize)
-	for i, c := range cids {
-		if len(proofs[i]) < len(owners[i]) || len(owners[i]) == 0 {
+	for i := range spare.blocks {
+		h := &spare.blocks[i]
+		if !h.claimed() {
 			continue
 		}
-		b, err := r.o.Local.Get(r.ctx, c, buf)
+		b, err := r.o.Local.Get(r.ctx, h.cid, buf)
 		if err != nil {
 			continue // repair replaces it, if that is called for
 		}
 		if err := r.repair.rate.wait(r.ctx, int64(len(b.Data()))); err != nil {
 			return nil, err
 		}
-		if p.proved(c, exchange.Prove(&nonce, b), owners[i], proofs[i]) {
-			sure = append(sure, c)
-			p.cache(b)
+		if owner, lies := h.liar(exchange.Prove(&nonce, b)); lies {
+			r.o.Logger.Error("an owner says that it has a block, and cannot prove it", "cid", h.cid, "owner", owner)
+			continue
 		}
+		sure = append(sure, h.cid)
+		p.cache(b)
 	}
 	return sure, nil
 }
 
-// confirm asks an owner, and adds its proofs to those of the blocks.
-func (p *pass) confirm(q *query, nonce *exchange.Nonce, cids []cas.CID, proofs [][]exchange.Proof) {
-	if p.r.grade(q.p) >= demoted {
+// confirm asks an owner for proofs.
+func (p *pass) confirm(q *peer, nonce *exchange.Nonce, copies []*ownerCopy) {
+	if p.r.grade(q) >= demoted {
 		return
-	}
-	part := make([]cas.CID, len(q.of))
-	for k, i := range q.of {
-		part[k] = cids[i]
 	}
 	ctx, cancel := context.WithTimeout(p.r.ctx, pushTimeout)
 	defer cancel()
-	got, err := q.p.Confirm(ctx, p.c.epoch, nonce, part)
+	proofs, err := q.Confirm(ctx, p.c.epoch, nonce, cidsOf(copies))
 	if err != nil {
 		// It may not know the members yet, or be of a version before.
-		p.r.o.Logger.Debug("owner does not confirm", "peer", q.p.ID, "err", err)
+		p.r.o.Logger.Debug("owner does not confirm", "peer", q.ID, "err", err)
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for k, i := range q.of {
-		if got[k] != (exchange.Proof{}) {
-			proofs[i] = append(proofs[i], got[k])
-		}
+	for i, at := range copies {
+		at.proof = proofs[i]
 	}
-}
-
-// proved says whether all proofs are right.
-func (p *pass) proved(c cas.CID, want exchange.Proof, owners []p2p.PeerID, proofs []exchange.Proof) bool {
-	for _, proof := range proofs {
-		if proof != want {
-			p.r.o.Logger.Error("an owner says that it has a block, and cannot prove it", "cid", c, "owners", owners)
-			return false
-		}
-	}
-	return true
 }
 
 // cache keeps a block at hand that is about to be dropped, unless others would have to

@@ -88,6 +88,11 @@ func (l *local) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 	return has, ctx.Err()
 }
 
+// Peek is Has without the promise, as of a segment store.
+func (l *local) Peek(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	return l.Has(ctx, cids...)
+}
+
 func (l *local) Sync(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

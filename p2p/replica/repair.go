@@ -22,6 +22,10 @@ const (
 	// as well, and so on, twice as much each time, up to maxRepairRetry.
 	repairRetry    = 2 * time.Second
 	maxRepairRetry = 30 * time.Second
+	// meetTries is how often an owner is asked whether it knows the same members,
+	// meetEvery apart, before a pass begins all the same.
+	meetTries = 20
+	meetEvery = 100 * time.Millisecond
 )
 
 // repair is the state of the passes.
@@ -84,180 +88,164 @@ func (r *Replica) repairAll() {
 		}
 		wait := r.o.RepairEvery
 		if c := r.shared(); c != nil {
-			clean, left := r.pass(c)
-			switch {
-			case !clean:
-				wait = min(wait, retry)
-				retry = min(2*retry, maxRepairRetry)
-			case left: // which may be so for long: owners of a version before confirm nothing
-				wait = min(wait, retry)
-				retry = 2 * wait
-			}
+			wait, retry = r.pass(c).wait(retry, wait)
 		}
 		timer.Reset(wait)
 	}
 }
 
-// pass is one walk over the local blocks.
+// pass is one walk over the local blocks: it gathers what the plan is made of (see
+// plan.go), and carries it out.
 type pass struct {
-	r     *Replica
-	c     *cluster
-	boots map[p2p.PeerID]uint64 // runs of the peers whose answers count
+	r *Replica
+	c *cluster
 
-	mu        sync.Mutex
-	behind    int64 // blocks that an owner lacks, or may lack
-	thin      int64 // blocks of which too few others are known to have one
-	droppable int64
-	dropped   int64 // of them
-	unsure    bool  // a peer was started again meanwhile, or failed to sync
+	mu    sync.Mutex
+	tally tally // heard is called for several peers at once
 }
 
-// pass walks over the local blocks once; it returns whether all of them are durable
-// on all their owners now, and whether some are left that this node is to drop. With
-// another epoch it ends early, and another is due.
-func (r *Replica) pass(c *cluster) (clean, left bool) {
-	p := &pass{r: r, c: c, boots: make(map[p2p.PeerID]uint64)}
+// pass walks over the local blocks once, and says when another is due. With another
+// epoch it ends early.
+func (r *Replica) pass(c *cluster) due {
+	p := &pass{r: r, c: c, tally: newTally(c)}
+	p.meet()
 	r.locked(func() { r.queue.missed = 0 }) // the pass comes to them
 	var after [cas.HashSize]byte
-	var page []cas.CID
+	var cids []cas.CID
 	checked := int64(0)
 	for {
 		var err error
-		page, err = r.o.Local.List(r.ctx, after, repairPage, page)
+		cids, err = r.o.Local.List(r.ctx, after, repairPage, cids)
 		if err != nil {
 			if r.ctx.Err() == nil {
 				r.o.Logger.Error("repair cannot list blocks", "err", err)
 			}
-			return false, false
+			return soon
 		}
-		if len(page) > 0 {
-			after = page[len(page)-1].Hash()
-			p.page(p.needed(page))
+		if len(cids) > 0 {
+			after = cids[len(cids)-1].Hash()
+			p.compare(newPage(c, p.needed(cids)))
 		}
 		if r.ctx.Err() != nil || r.cluster.Load() != c {
-			return false, false
+			return soon
 		}
-		checked += int64(len(page))
+		checked += int64(len(cids))
 		r.repair.mu.Lock()
 		r.repair.now.Checked = checked
 		r.repair.mu.Unlock()
-		if len(page) < repairPage {
+		if len(cids) < repairPage {
 			break
 		}
 	}
 	p.sync()
-	clean = p.behind == 0 && !p.unsure
-	if p.droppable -= p.dropped; p.unsure {
-		p.droppable = 0
-	}
+	t := &p.tally
 	r.repair.mu.Lock()
 	defer r.repair.mu.Unlock()
-	r.repair.now.UnderReplicated, r.repair.now.Droppable = p.behind, p.droppable
-	r.repair.done, r.repair.clean = c, clean
-	if c.nodes > 1 && p.thin == 0 && !p.unsure {
+	r.repair.now.UnderReplicated, r.repair.now.Droppable = t.behind, t.droppable()
+	r.repair.done, r.repair.clean = c, t.clean()
+	if t.secured() {
 		r.repair.now.Secured = c.epoch
 	}
 	r.repair.passes++
-	return clean, c.drops && p.droppable > 0
+	return t.due()
 }
 
-// needed returns the blocks of the page that are not about to be collected: others may
-// have collected them already, and must not get them again. page is left as it is.
-func (p *pass) needed(page []cas.CID) []cas.CID {
-	if p.r.o.Dead == nil {
-		return page
-	}
-	return slices.DeleteFunc(slices.Clone(page), p.r.o.Dead)
-}
-
-// query is what a peer is asked about a page.
-type query struct {
-	p     *peer
-	of    []int  // indexes in the page
-	has   []bool // in order of of
-	err   error
-	lacks []cas.CID // that it is to be sent
-	at    []int     // indexes in the page, of lacks
-}
-
-// page compares some blocks and sends what is missing.
-func (p *pass) page(page []cas.CID) {
-	owners := make([][]p2p.PeerID, len(page))
-	queries := make(map[p2p.PeerID]*query)
-	for i, c := range page {
-		hash := c.Hash()
-		owners[i] = p.c.table.Owners(&hash, nil)
-		for _, id := range owners[i] {
-			if id == p.r.self {
-				continue
-			}
-			q := queries[id]
-			if q == nil {
-				q = &query{p: p.r.peer(id)}
-				queries[id] = q
-			}
-			q.of = append(q.of, i)
-		}
-	}
-	each(queries, func(q *query) { p.have(q, page) })
-	missing := p.decide(page, owners, queries)
-	each(queries, func(q *query) {
-		for _, i := range p.send(q) {
-			p.mu.Lock()
-			missing[i]--
-			p.mu.Unlock()
-		}
-	})
-	var spare []cas.CID
-	var of [][]p2p.PeerID // owners of each
-	for i, n := range missing {
-		hash := page[i].Hash()
-		others := len(owners[i]) - n
-		if slices.Contains(owners[i], p.r.self) {
-			others--
-		}
-		if others < p.c.need {
-			p.thin++
-		}
-		switch {
-		case n > 0:
-			p.behind++
-		case !p.c.owns || !p.c.table.Owns(&hash, p.r.self):
-			spare, of = append(spare, page[i]), append(of, owners[i])
-		}
-	}
-	p.droppable += int64(len(spare))
-	p.drop(spare, of)
-}
-
-// each calls f for all queries at once.
-func each(queries map[p2p.PeerID]*query, f func(*query)) {
+// meet has the owners say that they know the same members as this node. As a rule they
+// learn of others within milliseconds of each other, so that is waited for.
+func (p *pass) meet() {
 	var wg sync.WaitGroup
-	for _, q := range queries {
-		wg.Go(func() { f(q) })
+	var none [cas.HashSize]byte
+	for _, id := range p.c.table.Rank(&none, nil) {
+		if id != p.r.self {
+			wg.Go(func() { p.meetOne(p.r.peer(id)) })
+		}
 	}
 	wg.Wait()
 }
 
-// have asks a peer which blocks it has.
-func (p *pass) have(q *query, page []cas.CID) {
-	if p.r.grade(q.p) >= demoted {
-		q.err = p2p.ErrUnreachable
-		p.r.locked(func() { p.r.queue.behind[q.p.ID] = true })
-		return
+func (p *pass) meetOne(q *peer) {
+	ctx, cancel := context.WithTimeout(p.r.ctx, getTimeout)
+	defer cancel()
+	for range meetTries {
+		if p.r.grade(q) >= demoted || p.r.cluster.Load() != p.c {
+			return
+		}
+		_, boot, err := q.Peek(ctx, nil) // before the question, so that this run or a later one answers it
+		if err == nil {
+			_, err = q.Confirm(ctx, p.c.epoch, new(exchange.Nonce), nil)
+		}
+		var refused *p2p.RemoteError
+		switch {
+		case err == nil:
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.tally.met(q.ID, boot)
+			return
+		case !errors.As(err, &refused):
+			return // whether it answers is found out when it matters
+		}
+		select {
+		case <-time.After(meetEvery):
+		case <-ctx.Done():
+			return
+		}
 	}
-	cids := make([]cas.CID, len(q.of))
-	for k, i := range q.of {
-		cids[k] = page[i]
+}
+
+// needed returns the blocks that are not about to be collected: others may have
+// collected them already, and must not get them again. cids is left as it is.
+func (p *pass) needed(cids []cas.CID) []cas.CID {
+	if p.r.o.Dead == nil {
+		return cids
+	}
+	return slices.DeleteFunc(slices.Clone(cids), p.r.o.Dead)
+}
+
+// compare finds out what the owners of some blocks have, sends what is missing, and
+// drops what is not to be here.
+func (p *pass) compare(blocks page) {
+	p.each(blocks.elsewhere(), p.have)
+	p.each(blocks.sends(), p.send)
+	p.drop(p.tally.count(blocks))
+}
+
+// each calls f for all peers at once.
+func (p *pass) each(of map[p2p.PeerID][]*ownerCopy, f func(*peer, []*ownerCopy)) {
+	var wg sync.WaitGroup
+	for id, copies := range of {
+		wg.Go(func() { f(p.r.peer(id), copies) })
+	}
+	wg.Wait()
+}
+
+func cidsOf(copies []*ownerCopy) []cas.CID {
+	cids := make([]cas.CID, len(copies))
+	for i, at := range copies {
+		cids[i] = at.cid
+	}
+	return cids
+}
+
+// have asks a peer which blocks it has.
+func (p *pass) have(q *peer, copies []*ownerCopy) {
+	if p.r.grade(q) >= demoted {
+		p.r.locked(func() { p.r.queue.behind[q.ID] = true })
+		return
 	}
 	ctx, cancel := context.WithTimeout(p.r.ctx, getTimeout)
 	defer cancel()
-	var boot uint64
-	if q.has, boot, q.err = q.p.Peek(ctx, cids); q.err != nil {
-		p.failed(q.p, q.err)
+	has, boot, err := q.Peek(ctx, cidsOf(copies))
+	if err != nil {
+		p.failed(q, err)
 		return
 	}
-	p.seen(q.p, boot)
+	p.heard(q, boot)
+	for i, at := range copies {
+		at.state = lacking
+		if has[i] {
+			at.state = there
+		}
+	}
 }
 
 func (p *pass) failed(q *peer, err error) {
@@ -268,116 +256,70 @@ func (p *pass) failed(q *peer, err error) {
 	p.r.locked(func() { p.r.queue.behind[q.ID] = true })
 }
 
-// seen compares the run of a peer with that of its earlier answers.
-func (p *pass) seen(q *peer, boot uint64) {
+func (p *pass) heard(q *peer, boot uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if was, ok := p.boots[q.ID]; ok && was != boot {
-		p.unsure = true
-	}
-	p.boots[q.ID] = boot
+	p.tally.heard(q.ID, boot)
 }
 
-// decide chooses what this node sends, and returns for each block how many owners
-// lack it or did not answer.
-//
-// Of those who hold a block the first owner in order of placement sends it; if no
-// owner that answers has it, so does everybody else.
-func (p *pass) decide(page []cas.CID, owners [][]p2p.PeerID, queries map[p2p.PeerID]*query) (missing []int) {
-	missing = make([]int, len(page))
-	next := make(map[p2p.PeerID]int, len(queries)) // a query's answers are in order of the page
-	for i := range page {
-		sender := p.r.self
-		found := false
-		var lacking []*query
-		for _, id := range owners[i] {
-			if id == p.r.self {
-				found = true // whoever comes later need not send
-				continue
-			}
-			q := queries[id]
-			k := next[id]
-			next[id]++
-			switch {
-			case q.err != nil:
-				missing[i]++
-			case !q.has[k]:
-				missing[i]++
-				lacking = append(lacking, q)
-			case !found:
-				found, sender = true, id
-			}
-		}
-		if sender != p.r.self {
-			continue
-		}
-		for _, q := range lacking {
-			q.lacks = append(q.lacks, page[i])
-			q.at = append(q.at, i)
-		}
-	}
-	return missing
-}
-
-// send gives a peer what it lacks and returns the indexes of what it took.
-func (p *pass) send(q *query) (took []int) {
-	for len(q.lacks) > 0 && p.r.usable(q.p) {
+// send gives a peer what it lacks.
+func (p *pass) send(q *peer, copies []*ownerCopy) {
+	for len(copies) > 0 && p.r.usable(q) {
 		var blocks []segment.Stored
-		var at []int
+		var sent []*ownerCopy
 		size := 0
-		for len(q.lacks) > 0 {
-			s, err := p.r.o.Local.Stored(p.r.ctx, q.lacks[0], nil)
+		for len(copies) > 0 {
+			s, err := p.r.o.Local.Stored(p.r.ctx, copies[0].cid, nil)
 			if err == nil && len(blocks) > 0 && size+len(s.Payload) > exchange.MaxPayload/4 {
 				break // for the next message
 			}
 			if err == nil {
-				blocks, at, size = append(blocks, s), append(at, q.at[0]), size+len(s.Payload)
+				blocks, sent, size = append(blocks, s), append(sent, copies[0]), size+len(s.Payload)
 			} else if p.r.ctx.Err() == nil && !errors.Is(err, cas.ErrNotFound) {
-				p.r.o.Logger.Warn("block cannot be read for repair", "cid", q.lacks[0], "err", err)
+				p.r.o.Logger.Warn("block cannot be read for repair", "cid", copies[0].cid, "err", err)
 			}
-			q.lacks, q.at = q.lacks[1:], q.at[1:]
+			copies = copies[1:]
 		}
 		if len(blocks) == 0 {
-			return took
+			return
 		}
-		got, err := p.sendSome(q.p, blocks, at, size)
-		took = append(took, got...)
-		if err != nil {
-			p.failed(q.p, err)
-			return took
+		if err := p.sendSome(q, blocks, sent, size); err != nil {
+			p.failed(q, err)
+			return
 		}
 	}
-	return took
 }
 
-func (p *pass) sendSome(to *peer, blocks []segment.Stored, at []int, size int) (took []int, err error) {
+func (p *pass) sendSome(to *peer, blocks []segment.Stored, copies []*ownerCopy, size int) error {
 	if err := p.r.repair.rate.wait(p.r.ctx, int64(size)); err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(p.r.ctx, pushTimeout)
 	defer cancel()
 	errs, boot, err := to.PutStored(ctx, blocks, false)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p.seen(to, boot)
-	for k := range errs {
-		if errs[k] != nil {
-			p.r.refused(to, blocks[k].CID, errs[k])
+	p.heard(to, boot)
+	took := int64(0)
+	for i, at := range copies {
+		if errs[i] != nil {
+			p.r.refused(to, at.cid, errs[i])
 			continue
 		}
-		took = append(took, at[k])
+		at.state = there
+		took++
 	}
 	p.r.repair.mu.Lock()
-	p.r.repair.now.Repaired += int64(len(took))
+	p.r.repair.now.Repaired += took
 	p.r.repair.mu.Unlock()
-	return took, nil
+	return nil
 }
 
 // sync makes durable what the answers of the pass said of peers.
 func (p *pass) sync() {
 	var wg sync.WaitGroup
-	for _, id := range slices.Collect(maps.Keys(p.boots)) {
+	for _, id := range slices.Collect(maps.Keys(p.tally.boots)) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(p.r.ctx, pushTimeout)
 			defer cancel()
@@ -386,11 +328,11 @@ func (p *pass) sync() {
 			if err != nil {
 				p.failed(q, err)
 				p.mu.Lock()
-				p.unsure = true
+				p.tally.unsure = true
 				p.mu.Unlock()
 				return
 			}
-			p.seen(q, boot)
+			p.heard(q, boot)
 		})
 	}
 	wg.Wait()

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -145,6 +146,76 @@ func TestANodeIsDrainedWhenAllOwnersHaveWhatItHolds(t *testing.T) {
 		if c.nodes[0].Drained() {
 			t.Error("another node is drained")
 		}
+	})
+}
+
+func TestANodeIsNotDrainedWhileNobodyOwnsBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 2, 2, Options{})
+		defer c.close()
+		blocks := someBlocks(t, 100, 50)
+		put(t, c.nodes[0], blocks...)
+		syncAll(t, c.nodes[0])
+		c.state(0, p2p.Draining)
+		time.Sleep(time.Minute)
+		c.state(1, p2p.Draining)
+		time.Sleep(time.Minute)
+		if s := c.nodes[1].Status(); c.nodes[1].Drained() || s.UnderReplicated != int64(len(blocks)) || s.Droppable != 0 {
+			t.Errorf("drained: %v, though nobody else is to have its blocks; %+v", c.nodes[1].Drained(), s)
+		}
+		c.state(0, p2p.Active)
+		time.Sleep(time.Minute)
+		if s := c.nodes[1].Status(); !c.nodes[1].Drained() || s.UnderReplicated != 0 {
+			t.Errorf("not drained, though another node owns the blocks: %+v", s)
+		}
+		c.wantPlaced(blocks)
+	})
+}
+
+// Rule 15: an owner that does not know yet that it is one may still drop, as of the
+// members before, what it says that it has.
+func TestANodeIsNotDrainedOnTheWordOfAnOwnerThatKnowsOtherMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 2, 1, Options{})
+		defer c.close()
+		c.state(1, p2p.Draining)
+		node, next := c.nodes[0], c.nodes[1]
+		blocks := someBlocks(t, 100, 50)
+		put(t, node, blocks...)
+		syncAll(t, node)
+		time.Sleep(time.Minute)
+		if err := next.local.Put(t.Context(), blocks...); err != nil {
+			t.Fatal(err)
+		}
+		said := false
+		node.set(func(p *port) {
+			p.after = func(from p2p.PeerID, op byte, answer []byte) {
+				if from != next.id || op != opConfirm || len(answer) < 100 || said {
+					return
+				}
+				// It has confirmed that it has all, and next may drop it, when it
+				// learns that next owns it all now.
+				said = true
+				c.view.Members = slices.Clone(c.view.Members)
+				c.view.Members[0].State, c.view.Members[1].State = p2p.Draining, p2p.Active
+				c.view.Epoch++
+				node.SetView(c.view)
+				time.Sleep(10 * time.Second)
+				if node.Drained() {
+					t.Error("drained on the word of a node that knows other members")
+				}
+			}
+		})
+		time.Sleep(2 * DefaultRepairEvery)
+		if !said || next.Status().Dropped != int64(len(blocks)) {
+			t.Fatalf("the next owner was to drop what it is to own soon: %+v", next.Status())
+		}
+		next.SetView(c.view)
+		time.Sleep(2 * DefaultRepairEvery)
+		if !node.Drained() {
+			t.Errorf("not drained: %+v", node.Status())
+		}
+		c.wantPlaced(blocks)
 	})
 }
 

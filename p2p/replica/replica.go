@@ -14,7 +14,8 @@
 // and the first holder in the order of placement sends, so that a node that joins,
 // comes back, or has lost its disk is filled by the others. What a node holds and does
 // not own it drops when all owners have proved that they have it (see drop.go), so that
-// space moves with the blocks.
+// space moves with the blocks. What a pass decides is apart from how it is found out and
+// done (see plan.go).
 //
 // On a node that has nobody to share with, everything goes straight to the local
 // store.
@@ -139,6 +140,7 @@ var _ cas.Store = (*Replica)(nil)
 
 // cluster is what follows from a View. It is never changed.
 type cluster struct {
+	self     p2p.PeerID
 	epoch    uint64
 	table    *placement.Table
 	alone    bool         // no other member keeps blocks
@@ -148,6 +150,34 @@ type cluster struct {
 	others   []p2p.PeerID // storage members that own nothing, without this one
 	nodes    int          // on which a block must be durable for Sync, two at most
 	need     int          // other nodes than this one of those
+}
+
+// newCluster returns what follows from a View for one of its nodes.
+func newCluster(self p2p.PeerID, v p2p.View) *cluster {
+	c := &cluster{self: self, epoch: v.Epoch, table: placement.New(v), alone: true}
+	for i := range v.Members {
+		m := &v.Members[i]
+		if m.ID == self {
+			c.owns = m.Owns()
+			c.draining = m.Role == p2p.RoleStorage && m.State == p2p.Draining
+			c.drops = m.State == p2p.Active || m.State == p2p.Draining
+			continue
+		}
+		if m.Role != p2p.RoleStorage {
+			continue
+		}
+		c.alone = false
+		if !m.Owns() {
+			c.others = append(c.others, m.ID)
+		}
+	}
+	c.nodes = min(v.Owners(), 2)
+	c.need = c.nodes - 1 // this node counts
+	if !c.owns {
+		c.need = min(v.Owners(), max(1, c.need))
+	}
+	c.need = max(0, c.need)
+	return c
 }
 
 // New returns a Replica that knows no members yet: everything is local until
@@ -192,29 +222,7 @@ func (r *Replica) SetView(v p2p.View) {
 	if old := r.cluster.Load(); old != nil && old.epoch >= v.Epoch {
 		return
 	}
-	c := &cluster{epoch: v.Epoch, table: placement.New(v), alone: true}
-	for i := range v.Members {
-		m := &v.Members[i]
-		if m.ID == r.self {
-			c.owns = m.Owns()
-			c.draining = m.Role == p2p.RoleStorage && m.State == p2p.Draining
-			c.drops = m.State == p2p.Active || m.State == p2p.Draining
-			continue
-		}
-		if m.Role != p2p.RoleStorage {
-			continue
-		}
-		c.alone = false
-		if !m.Owns() {
-			c.others = append(c.others, m.ID)
-		}
-	}
-	c.nodes = min(v.Owners(), 2)
-	c.need = c.nodes - 1 // this node counts
-	if !c.owns {
-		c.need = min(v.Owners(), max(1, c.need))
-	}
-	c.need = max(0, c.need)
+	c := newCluster(r.self, v)
 	for {
 		old := r.cluster.Load()
 		if old != nil && old.epoch >= c.epoch {
@@ -328,8 +336,9 @@ func (r *Replica) watch() {
 type Status struct {
 	Epoch uint64 // of the View in use
 	// UnderReplicated counts the blocks held here that some owner lacks, or may
-	// lack, as the last pass found and left them, and those put since that an
-	// owner missed; a block put while a pass is under way may count twice.
+	// lack, or that have no owner, as the last pass found and left them, and those
+	// put since that an owner missed; a block put while a pass is under way may
+	// count twice.
 	UnderReplicated int64
 	Pending         int64 // blocks put here that are not yet durable on enough nodes
 	Repaired        int64 // blocks sent by repair since the start
