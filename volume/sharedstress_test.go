@@ -66,6 +66,48 @@ func TestManyWritersOnManyNodesLoseNothing(t *testing.T) {
 	}
 }
 
+// In each round every node counts on in a place of its own, and then all find what all have
+// counted, while patches are folded.
+func TestWhatWasSyncedIsSeenByWhoeverOpensWhilePatchesAreFolded(t *testing.T) {
+	const (
+		nodes = 4
+		slot  = 3000
+		size  = 200_000
+	)
+	h := newHub(t, nodes)
+	for _, m := range h.nodes {
+		m.Volume.o.patchFold = 2
+	}
+	h.nodes[0].createFile("file", make([]byte, size))
+	all := func(do func(i int, m *member, f *Handle)) {
+		var wg sync.WaitGroup
+		for i, m := range h.nodes {
+			wg.Go(func() {
+				f := m.openFile("file", syscall.O_RDWR)
+				defer f.Release()
+				do(i, m, f)
+			})
+		}
+		wg.Wait()
+	}
+	for n := 1; n <= 150/slowdown && !t.Failed(); n++ {
+		all(func(i int, m *member, f *Handle) {
+			m.put(f, bytes.Repeat([]byte{byte(n)}, slot), int64(i*slot))
+			if (n+i)%8 == 0 { // more than a patch: names content
+				m.put(f, make([]byte, size-nodes*slot), nodes*slot)
+			}
+			m.must(f.Fsync(context.Background(), true))
+		})
+		want := append(bytes.Repeat([]byte{byte(n)}, nodes*slot), make([]byte, size-nodes*slot)...)
+		all(func(i int, m *member, f *Handle) {
+			if got := m.content(f); !bytes.Equal(got, want) {
+				t.Errorf("in round %d %s finds %v, and what else it is to find: %v", n, m.peer,
+					[]byte{got[0], got[slot], got[2*slot], got[3*slot]}, bytes.Equal(got[nodes*slot:], want[nodes*slot:]))
+			}
+		})
+	}
+}
+
 // Appends go on while sessions end. What a node was told is named must be there, whole
 // and once; what it was not told may be.
 func TestAppendsThatWereNamedSurviveLostSessions(t *testing.T) {
