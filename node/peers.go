@@ -91,6 +91,9 @@ func (c *cluster) awaitNoVote(ctx context.Context, raft uint64) error {
 	return nil
 }
 
+// errLastOwner says that nobody could take the blocks of a member.
+var errLastOwner = errors.New("no other member stores blocks, so nobody could take its blocks: let another one join, or undo the draining of one (cairn peers drain --undo)")
+
 // DrainPeer has the blocks of a member moved to others, or no longer.
 func (n *Node) DrainPeer(ctx context.Context, text string, undo bool) error {
 	m, err := n.findMember(text)
@@ -100,6 +103,8 @@ func (n *Node) DrainPeer(ctx context.Context, text string, undo bool) error {
 	change := p2p.Member{ID: m.ID, State: p2p.Draining}
 	if undo {
 		change.State = p2p.Active
+	} else if v := n.state.View(); m.Owns() && !slices.ContainsFunc(v.Members, func(o p2p.Member) bool { return o.ID != m.ID && o.Owns() }) {
+		return errLastOwner
 	}
 	_, err = n.propose(ctx, &namespace.SetMember{Member: change, Mask: namespace.MemberState})
 	return err
