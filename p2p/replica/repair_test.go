@@ -172,6 +172,22 @@ func TestANodeIsNotDrainedWhileNobodyOwnsBlocks(t *testing.T) {
 	})
 }
 
+// Whoever waits for that must not wait for ever.
+func TestAMemberThatNeverOwnedABlockIsDrained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, 2, 2, Options{})
+		defer c.close()
+		client := c.add(p2p.RoleClient)
+		put(t, client, someBlocks(t, 10, 50)...)
+		syncAll(t, client)
+		c.state(2, p2p.Draining)
+		time.Sleep(time.Minute)
+		if !client.Drained() {
+			t.Errorf("a client is not drained: %+v", client.Status())
+		}
+	})
+}
+
 // Rule 15: an owner that does not know yet that it is one may still drop, as of the
 // members before, what it says that it has.
 func TestANodeIsNotDrainedOnTheWordOfAnOwnerThatKnowsOtherMembers(t *testing.T) {

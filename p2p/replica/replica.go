@@ -159,7 +159,7 @@ func newCluster(self p2p.PeerID, v p2p.View) *cluster {
 		m := &v.Members[i]
 		if m.ID == self {
 			c.owns = m.Owns()
-			c.draining = m.Role == p2p.RoleStorage && m.State == p2p.Draining
+			c.draining = m.State == p2p.Draining
 			c.drops = m.State == p2p.Active || m.State == p2p.Draining
 			continue
 		}
