@@ -115,7 +115,9 @@ func (c *cluster) open() (err error) {
 		if size == 0 {
 			size = DefaultBlockCache
 		}
-		if c.cache, err = cache.Open(cache.Options{FS: c.n.o.FS, Dir: c.n.path(cacheDir), MaxBytes: size, Logger: c.log}); err != nil {
+		if c.cache, err = cache.Open(cache.Options{
+			FS: c.n.o.FS, Dir: c.n.path(cacheDir), MaxBytes: size, Reserve: c.n.cacheReserve(), Logger: c.log,
+		}); err != nil {
 			return err
 		}
 		o.Cache = c.cache
