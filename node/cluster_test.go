@@ -545,3 +545,39 @@ func FuzzHolds(f *testing.F) {
 		}
 	})
 }
+
+// What was named while there was to be one copy may be on one node, also for a member that
+// was not there at that time, and finds two owners again.
+func TestAMemberThatWasAwayWhileThereWasOneOwnerProvesAnew(t *testing.T) {
+	dir := t.TempDir()
+	a := openMember(t, Options{Dir: filepath.Join(dir, "a"), Name: "a"})
+	if _, err := a.Invite(t.Context(), control.InviteOptions{Listen: loopback}); err != nil {
+		t.Fatal(err)
+	}
+	b := joined(t, a, filepath.Join(dir, "b"))
+	c := joined(t, a, filepath.Join(dir, "c"))
+	proven := func(n *Node) func() bool {
+		return func() bool {
+			l := n.cluster.Load()
+			l.attending.Lock()
+			defer l.attending.Unlock()
+			return n.memberFile.Proven
+		}
+	}
+	for _, n := range []*Node{a, b, c} {
+		eventually(t, "all is on two nodes", proven(n))
+	}
+	c.close(t)
+	for _, copies := range []int{1, 3} {
+		if err := a.SetCopies(t.Context(), copies); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := a.state.View().Epoch
+	c = openMember(t, Options{Dir: filepath.Join(dir, "c")})
+	eventually(t, "the node knows the members", func() bool { return c.cluster.Load().replica.Status().Epoch >= again })
+	if since, _ := c.cluster.Load().replica.Unproven(); since < again {
+		t.Errorf("what was found in epoch %d counts, and there was one owner until %d", since, again)
+	}
+	eventually(t, "all is on two nodes again", proven(c))
+}
