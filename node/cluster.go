@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -64,6 +65,9 @@ type cluster struct {
 
 	attending sync.Mutex
 	belongs   bool // the registry has had this node; under attending
+
+	epoch   uint64      // of the registry that was applied last; of registered
+	doubted atomic.Bool // what is named may be on one node, and the file member does not say so yet
 }
 
 // clustered reports whether the store is that of a member.
@@ -80,6 +84,9 @@ func (n *Node) newCluster() (*cluster, error) {
 	c := &cluster{
 		n: n, log: n.o.Logger, member: n.memberFile, changed: make(chan struct{}, 1),
 		lastOK: make(map[p2p.PeerID]time.Time),
+	}
+	if v := n.state.View(); v != nil {
+		c.epoch = v.Epoch
 	}
 	c.joins.init()
 	seed, id, err := makeKey(n.o.FS, n.o.Dir, n.o.Random)
@@ -115,7 +122,9 @@ func (c *cluster) open() (err error) {
 		if size == 0 {
 			size = DefaultBlockCache
 		}
-		if c.cache, err = cache.Open(cache.Options{FS: c.n.o.FS, Dir: c.n.path(cacheDir), MaxBytes: size, Logger: c.log}); err != nil {
+		if c.cache, err = cache.Open(cache.Options{
+			FS: c.n.o.FS, Dir: c.n.path(cacheDir), MaxBytes: size, Reserve: c.n.cacheReserve(), Logger: c.log,
+		}); err != nil {
 			return err
 		}
 		o.Cache = c.cache
@@ -252,8 +261,8 @@ func (c *cluster) attend() {
 		c.failed(&raft.Refusal{Kind: raft.Removed, Text: "cluster " + v.Cluster})
 		return
 	}
-	if v.Owners() < 2 {
-		// From now on what is named may be on one node.
+	if c.doubted.Swap(false) || v.Owners() < 2 {
+		// What is named may be on one node.
 		if err := c.setProven(false); err != nil {
 			c.n.log.fail(err)
 			return
@@ -443,6 +452,20 @@ func (n *Node) observe(ch *namespace.Change) {
 		c.group.Observe(ch)
 	}
 	if ch.Members {
-		c.poke()
+		c.registered(ch.All)
 	}
+}
+
+// registered is told of each change of the registry, so that a time with one owner does
+// not go unnoticed when others end it before this node looks (attend). After a snapshot,
+// which all says, it is not known what came before.
+func (c *cluster) registered(all bool) {
+	if v := c.n.state.View(); v != nil {
+		if v.Owners() < 2 || all && v.Epoch > c.epoch+1 {
+			c.replica.Doubt(*v)
+			c.doubted.Store(true)
+		}
+		c.epoch = v.Epoch
+	}
+	c.poke()
 }

@@ -19,7 +19,10 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/castest"
+	"github.com/cairnfs/cairn/cas/segment"
+	"github.com/cairnfs/cairn/index"
 	"github.com/cairnfs/cairn/namespace"
 	"github.com/cairnfs/cairn/namespace/raft"
 	"github.com/cairnfs/cairn/node/control"
@@ -544,4 +547,107 @@ func FuzzHolds(f *testing.F) {
 			t.Errorf("%x became %x", req, again)
 		}
 	})
+}
+
+// What was named while there was to be one copy may be on one node, also for a member that
+// was not there at that time, and finds two owners again.
+func TestAMemberThatWasAwayWhileThereWasOneOwnerProvesAnew(t *testing.T) {
+	dir := t.TempDir()
+	a := openMember(t, Options{Dir: filepath.Join(dir, "a"), Name: "a"})
+	if _, err := a.Invite(t.Context(), control.InviteOptions{Listen: loopback}); err != nil {
+		t.Fatal(err)
+	}
+	b := joined(t, a, filepath.Join(dir, "b"))
+	c := joined(t, a, filepath.Join(dir, "c"))
+	proven := func(n *Node) func() bool {
+		return func() bool {
+			l := n.cluster.Load()
+			l.attending.Lock()
+			defer l.attending.Unlock()
+			return n.memberFile.Proven
+		}
+	}
+	for _, n := range []*Node{a, b, c} {
+		eventually(t, "all is on two nodes", proven(n))
+	}
+	c.close(t)
+	for _, copies := range []int{1, 3} {
+		if err := a.SetCopies(t.Context(), copies); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := a.state.View().Epoch
+	c = openMember(t, Options{Dir: filepath.Join(dir, "c")})
+	eventually(t, "the node knows the members", func() bool { return c.cluster.Load().replica.Status().Epoch >= again })
+	if since, _ := c.cluster.Load().replica.Unproven(); since < again {
+		t.Errorf("what was found in epoch %d counts, and there was one owner until %d", since, again)
+	}
+	eventually(t, "all is on two nodes again", proven(c))
+}
+
+// Who is told that blocks are stored does not put them. When they are pinned they are
+// durable on two nodes all the same, though none of those that had them had synced them.
+func TestWhatWasFoundWhenItWasAddedIsDurableOnTwoNodes(t *testing.T) {
+	a := openMember(t, Options{Dir: t.TempDir(), Name: "a"})
+	inv, err := a.Invite(t.Context(), control.InviteOptions{Listen: loopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := vfs.NewCrashableMem()
+	if _, err := Join(t.Context(), JoinOptions{Dir: "b", FS: disk, Token: inv.Token, Listen: loopback, Name: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	b := openMember(t, Options{Dir: "b", FS: disk})
+	eventually(t, "all is on two nodes", func() bool {
+		_, open := a.cluster.Load().replica.Unproven()
+		return a.state.View().Owners() == 2 && !open
+	})
+	found, pinned := castest.Block(t, 1, 50_000), castest.Block(t, 2, 50_000)
+	u, err := a.Upload(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	left := func(c cas.Block) { // by an upload that did not end
+		for _, n := range []*Node{a, b} {
+			if err := n.blocks.Put(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	pin := func(c cas.Block) {
+		if err := u.Pin(t.Context(), control.Pin{CID: c.CID()}); err != nil {
+			t.Fatal(err)
+		}
+		if !survives(t, disk.CrashClone(vfs.CrashCloneCfg{}), "b", c.CID()) {
+			t.Errorf("after a power loss of the other node %v is lost there", c.CID())
+		}
+	}
+	left(pinned)
+	pin(pinned)
+	left(found)
+	if has, err := u.Renew(t.Context(), found.CID()); err != nil || !has[0] {
+		t.Fatalf("is it stored: %v, %v", has, err)
+	}
+	pin(found)
+}
+
+// survives says whether the segments of a node have a block.
+func survives(t testing.TB, disk vfs.FS, dir string, c cas.CID) bool {
+	t.Helper()
+	ix, err := index.Open(index.Options{FS: disk, Dir: "anew"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ix.Close()
+	blocks, err := segment.Open(segment.Options{FS: disk, Dir: filepath.Join(dir, segmentsDir), Index: ix, Reserve: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blocks.Close()
+	has, err := blocks.Has(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return has[0]
 }

@@ -188,9 +188,9 @@ func (c *collector) hold(err error) {
 func (c *collector) part(ctx context.Context) error {
 	col := c.n.state.Collection()
 	c.mu.Lock()
-	done, eligible := c.done == col.Step, c.eligible && c.seen == col.Step
+	done, seen, eligible := c.done == col.Step, c.seen == col.Step, c.eligible
 	c.mu.Unlock()
-	if done {
+	if done || !seen { // the step may be known a moment before it is observed
 		return nil
 	}
 	switch col.Phase() {
@@ -200,13 +200,6 @@ func (c *collector) part(ctx context.Context) error {
 			c.recorder.Stop()
 		}
 		c.mu.Unlock()
-	case namespace.Recording:
-		c.mu.Lock()
-		seen := c.seen == col.Step
-		c.mu.Unlock()
-		if !seen {
-			return nil // not observed yet
-		}
 	case namespace.Renewing:
 		if err := c.renew(ctx); err != nil {
 			return err

@@ -296,3 +296,30 @@ func TestAFullDiskIsFreed(t *testing.T) {
 	}
 	remove(t, n, fmt.Sprint("f", again)) // which could not be stored, and so not closed
 }
+
+// A node does its part of a step when it has observed it, not before: it would sit a sweep
+// out for which it has recorded everything, and go on recording after the round.
+func TestAStepIsNotDoneBeforeItIsObserved(t *testing.T) {
+	n, err := Open(t.Context(), Options{Dir: t.TempDir(), Create: true, Reserve: -1, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.close(t)
+	collectNow(t, n)
+	c := newCollector(n) // of another node, which is told of the end of the round only now
+	c.started = true
+	c.recorder.Start()
+	if err := c.part(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.observe()
+	if err := c.part(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c.recorder.Complete() {
+		t.Error("it records after the end of the round")
+	}
+	if step := n.state.Collection().Step; c.done != step {
+		t.Errorf("it has done step %d, and %d is over", c.done, step)
+	}
+}

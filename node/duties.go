@@ -249,12 +249,9 @@ func (c *cluster) prove(ctx context.Context) {
 			return
 		}
 	}
-	if !c.replica.SetProven(since) {
-		return
-	}
 	c.attending.Lock()
 	defer c.attending.Unlock()
-	if _, open := c.replica.Unproven(); open {
+	if !c.replica.SetProven(since) {
 		return // there is one owner again
 	}
 	if err := c.setProven(true); err != nil {

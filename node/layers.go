@@ -213,6 +213,16 @@ func (n *Node) floor(u vfs.DiskUsage) uint64 {
 	return max(reserve, min(minFloor, u.TotalBytes/floorDiskFraction))
 }
 
+// cacheReserve is the disk space, in bytes, that blocks of other nodes leave free. They go
+// before new content stops, and before a full disk has unused blocks collected.
+func (n *Node) cacheReserve() int64 {
+	u, err := n.o.FS.GetDiskUsage(n.o.Dir)
+	if err != nil {
+		return 0 // nor can the cache tell
+	}
+	return int64(2 * n.floor(u))
+}
+
 // usage says how full the disk is. What must be left free is not available.
 func (n *Node) usage() (volume.Usage, error) {
 	u, err := n.o.FS.GetDiskUsage(n.o.Dir)

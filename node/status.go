@@ -52,7 +52,12 @@ func (n *Node) Prefetch(ctx context.Context, cids []cas.CID) { n.stores.Prefetch
 // Has says which blocks are stored. Who is told so of a block does not put it, so the
 // next Sync waits for it as if it had been put.
 func (n *Node) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
-	has, err := n.stores.Has(ctx, cids...)
+	return n.relied(ctx, cids, n.stores.Has)
+}
+
+// relied asks which blocks are stored, and has the next Sync wait for those that are.
+func (n *Node) relied(ctx context.Context, cids []cas.CID, ask func(context.Context, ...cas.CID) ([]bool, error)) ([]bool, error) {
+	has, err := ask(ctx, cids...)
 	c := n.cluster.Load()
 	if err != nil || c == nil {
 		return has, err

@@ -119,12 +119,23 @@ func (u *upload) Put(ctx context.Context, blocks ...cas.Block) error {
 	return u.n.stores.Put(ctx, blocks...)
 }
 
+// relied is the node's store for those who rely on what they did not put: the next Sync
+// waits for what Renew finds. A crash may have left it on one node, or durable on none.
+type relied struct {
+	*storage
+	n *Node
+}
+
+func (r relied) Renew(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	return r.n.relied(ctx, cids, r.storage.Renew)
+}
+
 // Renew says which blocks are stored already, as good as if they had been put.
 func (u *upload) Renew(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 	u.putting.RLock()
 	defer u.putting.RUnlock()
 	u.rely() // the step, before the answers
-	has, err := u.n.stores.Renew(ctx, cids...)
+	has, err := relied{&u.n.stores, u.n}.Renew(ctx, cids...)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +212,7 @@ func (u *upload) pin(ctx context.Context, pins []control.Pin) error {
 			// Nothing was put: it is there already, or it is not.
 			promised = u.n.state.Collection().Step
 			for _, p := range pins {
-				if err := gc.Renew(ctx, &u.n.stores, &u.n.stores, []cas.CID{p.CID}); err != nil {
+				if err := gc.Renew(ctx, relied{&u.n.stores, u.n}, &u.n.stores, []cas.CID{p.CID}); err != nil {
 					return fmt.Errorf("%v is not stored as a whole, add it again: %w", p.CID, err)
 				}
 			}

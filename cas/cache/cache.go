@@ -97,6 +97,9 @@ type Options struct {
 	// MaxBytes is the limit for all files together; 0 means DefaultMaxBytes.
 	// Blocks larger than a sixty-fourth of it, or 64 KiB, are not kept.
 	MaxBytes int64
+	// Reserve is the disk space, in bytes, that the cache leaves to others: with less
+	// its files go, the oldest first. 0 leaves none.
+	Reserve int64
 	// Logger is told of the first error of the disk; nil is slog.Default().
 	Logger *slog.Logger
 	// Random gives the identity of a new cache; nil is crypto/rand.

@@ -196,6 +196,7 @@ func (c *Cache) write() {
 				c.spare = nil // an idle cache keeps no memory
 			}
 			c.mu.Unlock()
+			c.yield()
 		case <-c.stop:
 			return
 		}
@@ -300,20 +301,23 @@ func (c *Cache) endDirect() error {
 // roll makes a new file the active one, with room for need bytes, and removes old
 // ones so that there is room for it.
 func (c *Cache) roll(need int64) error {
+	if err := c.endDirect(); err != nil {
+		c.failed("close", err)
+	}
 	var again []piece
 	kept := int64(0)
 	for {
-		oldest := c.oldest()
-		if oldest == nil || c.total()+c.fileSize <= c.o.MaxBytes {
+		oldest, short := c.oldest(), c.allowed() < c.fileSize
+		if oldest == nil && short {
+			return errShort
+		}
+		if oldest == nil || !short && c.total()+c.fileSize <= c.o.MaxBytes {
 			break
 		}
 		// What is written again must leave room for what is new, and is read
 		// into memory.
 		again = append(again, c.used(oldest, min(c.fileSize/2, maxAgain)-kept, &kept))
 		c.drop(oldest)
-	}
-	if err := c.endDirect(); err != nil {
-		c.failed("close", err)
 	}
 	c.next++
 	v, err := c.o.FS.OpenReadWrite(c.path(c.next), vfs.WriteCategoryUnspecified)

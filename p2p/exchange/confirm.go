@@ -85,11 +85,11 @@ func (s *server) confirm(ctx context.Context, from p2p.PeerID, r *request) ([]by
 	if !current() {
 		return nil, errOtherEpoch
 	}
-	release, err := s.room.acquire(ctx, from, cas.MaxBlockSize)
+	room, err := s.room.acquire(ctx, from, cas.MaxBlockSize)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer room.release()
 	buf := make([]byte, cas.MaxBlockSize)
 	proofs := make([]Proof, len(r.cids))
 	for i, c := range r.cids {

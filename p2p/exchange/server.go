@@ -13,6 +13,7 @@
 package exchange
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -107,7 +108,11 @@ func Serve(t p2p.Transport, o ServerOptions) (stop func()) {
 		r.HandleLending(Protocol, s.handle)
 	} else {
 		t.Handle(Protocol, func(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
-			answer, _, err := s.handle(ctx, from, req) // which is not sent as far as s knows
+			answer, sent, err := s.handle(ctx, from, req)
+			if sent != nil { // when it really is, s is not told
+				answer = bytes.Clone(answer)
+				sent()
+			}
 			return answer, err
 		})
 	}
@@ -133,8 +138,25 @@ func (r *room) init() {
 	r.peers = make(map[p2p.PeerID]*semaphore.Weighted)
 }
 
+// taken is what a request has of the room.
+type taken struct {
+	all, share *semaphore.Weighted
+	n          int64
+}
+
+// shrink gives back all but n bytes.
+func (t *taken) shrink(n int64) {
+	if back := t.n - n; back > 0 {
+		t.n = n
+		t.all.Release(back)
+		t.share.Release(back)
+	}
+}
+
+func (t *taken) release() { t.shrink(0) }
+
 // acquire waits for n bytes of a peer's share, and then of all.
-func (r *room) acquire(ctx context.Context, peer p2p.PeerID, n int64) (release func(), err error) {
+func (r *room) acquire(ctx context.Context, peer p2p.PeerID, n int64) (*taken, error) {
 	r.mu.Lock()
 	share := r.peers[peer]
 	if share == nil {
@@ -149,10 +171,7 @@ func (r *room) acquire(ctx context.Context, peer p2p.PeerID, n int64) (release f
 		share.Release(n)
 		return nil, err
 	}
-	return func() {
-		r.all.Release(n)
-		share.Release(n)
-	}, nil
+	return &taken{r.all, share, n}, nil
 }
 
 // begin counts a request as running, unless the server is stopped.
@@ -218,20 +237,24 @@ func (s *server) have(ctx context.Context, r *request) ([]byte, error) {
 }
 
 // want sends the blocks that are held, until the answer is full. The answer's memory is
-// used for another when it was sent.
+// used for another when it was sent, and takes up room until then: a peer may be slow to
+// take it.
 func (s *server) want(ctx context.Context, from p2p.PeerID, r *request) (answer []byte, sent func(), err error) {
 	size := int64(min(len(r.cids)*cas.MaxBlockSize, MaxPayload+cas.MaxBlockSize))
-	release, err := s.room.acquire(ctx, from, size)
+	room, err := s.room.acquire(ctx, from, size)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer release()
 	memory := s.answers.Get().(*[]byte)
-	sent = func() { s.answers.Put(memory) }
+	sent = func() {
+		s.answers.Put(memory)
+		room.release()
+	}
 	if answer, err = s.gather(ctx, r, (*memory)[:0]); err != nil {
 		sent()
 		return nil, nil, err
 	}
+	room.shrink(int64(len(answer)))
 	return answer, sent, nil
 }
 
@@ -301,11 +324,11 @@ func (s *server) put(ctx context.Context, from p2p.PeerID, r *request) ([]byte, 
 	// Blocks that compress well may be much larger than the message; not all of
 	// them are there at once.
 	size = min(size, MaxPayload+cas.MaxBlockSize)
-	release, err := s.room.acquire(ctx, from, size)
+	room, err := s.room.acquire(ctx, from, size)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer room.release()
 
 	s.promise(r.cids)
 	head := appendAnswer(make([]byte, 0, answerHead+len(r.blocks)), opPut, s.o.Boot, len(r.blocks))

@@ -118,6 +118,19 @@ func (r *Replica) SetProven(since uint64) bool {
 	return k.proven
 }
 
+// Doubt says that there was one owner at some time before the given view: what was named
+// then may be on one node, and only passes of that epoch and later ones count.
+func (r *Replica) Doubt(v p2p.View) {
+	k := &r.claims
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.since, k.proven = 0, false
+	if v.Owners() > 1 {
+		k.since = v.Epoch
+	}
+	k.forget()
+}
+
 // Claim has the next Sync wait for all blocks of trees that are about to be named,
 // those that were not put in this run as well. Where it is known that these are on
 // enough nodes, it does nothing.
