@@ -61,6 +61,10 @@ func Force(o Options, records []journal.Record, self p2p.PeerID, time int64) (en
 	if err := o.State.ApplyGroup(next, group); err != nil {
 		return 0, 0, err
 	}
+	// As with a snapshot, the namespace is durable before the log that led to it goes.
+	if err := o.DB.Flush(); err != nil {
+		return 0, 0, err
+	}
 	st.vouch.others = nil // whoever comes is new
 	st.conf = conf
 	st.hard = &raftpb.HardState{Term: proto.Uint64(next.Term), Vote: proto.Uint64(o.ID), Commit: proto.Uint64(next.Entry)}
