@@ -249,8 +249,14 @@ func (l *Log) expire() {
 	}
 }
 
-// expired returns the sessions that were not heard of in time.
+// expired returns the sessions that were not heard of in time. A leader whose own
+// session is over was asleep or cut off: that it heard of nobody says nothing, and
+// they may have told another leader. It begins anew when it has a session.
 func (l *Log) expired() (ids []namespace.SessionID) {
+	if l.session.live() == 0 {
+		clear(l.deadlines)
+		return nil
+	}
 	now := l.o.Clock()
 	sessions := l.o.State.Sessions()
 	for id := range l.deadlines {
