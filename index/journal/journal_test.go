@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -511,4 +512,54 @@ func TestAFullDiskIsReportedBeforeAnythingIsAcknowledgedAndMayPass(t *testing.T)
 	_, records := openFrom(t, options(mem.CrashClone(vfs.CrashCloneCfg{})), 1, everything)
 	want(t, records, 1, 10)
 	closeJ(t, j)
+}
+
+// TestAFileThatCouldNotBeBegunEndsNothing begins a file in vain, of which the name is
+// left in the directory. What is appended after that, because it still has a place in
+// the file before, must not be taken for what such a name says was discarded.
+func TestAFileThatCouldNotBeBegunEndsNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		kinds []errorfs.OpKind
+		path  string // suffix
+		err   error
+	}{
+		"no space for it, and it cannot be removed":         {[]errorfs.OpKind{errorfs.OpFilePreallocate, errorfs.OpRemove}, fileSuffix, syscall.ENOSPC},
+		"no space for its name":                             {[]errorfs.OpKind{errorfs.OpFileSync}, "journal", syscall.ENOSPC},
+		"its name cannot be written":                        {[]errorfs.OpKind{errorfs.OpFileSync}, "journal", syscall.EIO},
+		"its name cannot be written, and not be taken back": {[]errorfs.OpKind{errorfs.OpFileSync, errorfs.OpRemove}, "", syscall.EIO},
+	} {
+		var on atomic.Bool
+		mem := vfs.NewMem()
+		j, _ := openFrom(t, options(errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if on.Load() && slices.Contains(c.kinds, op.Kind) && strings.HasSuffix(op.Path, c.path) {
+				return c.err
+			}
+			return nil
+		}))), 0, everything)
+		accepted := 0
+		add := func(size int) (err error) {
+			if _, _, err = j.Append(KindCommand, 0, make([]byte, size)); err == nil {
+				accepted++
+			}
+			return err
+		}
+		if err := add(3 << 10); err != nil {
+			t.Fatal(err)
+		}
+		on.Store(true)
+		if err := add(3 << 10); !errors.Is(err, c.err) {
+			t.Fatalf("%s: a record that needs another file: %v", name, err)
+		}
+		_ = add(10) // may be refused
+		on.Store(false)
+		if err := add(10); (err == nil) != (c.err == syscall.ENOSPC) {
+			t.Errorf("%s: a record when nothing fails any more: %v", name, err)
+		}
+		_ = j.Close() // says so if the journal has failed
+		again, records := openFrom(t, options(mem), 1, everything)
+		if len(records) != accepted {
+			t.Errorf("%s: of %d records that were accepted, %d are there", name, accepted, len(records))
+		}
+		closeJ(t, again)
+	}
 }

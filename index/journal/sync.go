@@ -149,14 +149,34 @@ func (j *Journal) create(first Seq) (vfs.File, error) {
 		return nil, err
 	}
 	room, err := j.setAside(f)
-	if err != nil {
-		return nil, errors.Join(err, f.Close(), j.o.FS.Remove(j.path(uint64(first))))
+	if err == nil {
+		err = j.dir.Sync()
 	}
-	if err := j.dir.Sync(); err != nil {
-		return nil, errors.Join(err, f.Close())
+	switch {
+	case isFull(err):
+		return nil, errors.Join(err, f.Close(), j.unmake(first))
+	case err != nil:
+		return nil, errors.Join(j.fail("create", err), f.Close())
 	}
 	j.room = room
 	return f, nil
+}
+
+// unmake removes a file for which there is no space. If its name may still be there, it
+// says after a crash that records of that number do not count in the file before: those
+// that come then have to begin the file of that name.
+func (j *Journal) unmake(first Seq) error {
+	err := j.o.FS.Remove(j.path(uint64(first)))
+	if err == nil {
+		err = j.dir.Sync()
+	}
+	switch {
+	case isFull(err):
+		j.room = j.end()
+	case err != nil:
+		return j.fail("create", err)
+	}
+	return nil
 }
 
 // setAside makes space on the disk for f and returns how far. What is appended
