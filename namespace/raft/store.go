@@ -409,7 +409,7 @@ func (s *store) agreed() error {
 	if err := s.write(nil, true, nil); err != nil {
 		return err
 	}
-	return s.journal.Sync(context.Background())
+	return s.sync()
 }
 
 // notAlone makes everything durable, from now on.

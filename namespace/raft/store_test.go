@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -299,5 +302,44 @@ func TestRecordsOfOthersArePassedOver(t *testing.T) {
 	}
 	if err := l.Replay(journal.Record{Kind: journal.KindLog, Payload: []byte{9}}); !errors.Is(err, namespace.ErrVersion) {
 		t.Errorf("a record of another format: %v", err)
+	}
+}
+
+// A member whose disk is full waits for space, whatever it is about to write.
+func TestAFullDiskIsWaitedForAlsoByAChangeOfTheGroup(t *testing.T) {
+	u := follower(t)
+	var full atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpFileWriteAt {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	j, err := journal.Open(journal.Options{FS: fs, Dir: "journal", FlushAfter: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if err := j.Replay(0, 0, func(journal.Record) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	u.store.journal = j
+	waited := 0
+	u.store.wait = func(error) bool {
+		waited++
+		full.Store(false)
+		return true
+	}
+	for name, write := range map[string]func() error{
+		"of a start":                u.store.noted,
+		"of the end of being alone": func() error { return errors.Join(u.store.write(nil, true, nil), u.store.notAlone()) },
+		"of a changed group":        u.store.agreed,
+		"of an installed snapshot":  func() error { return u.store.installed(snapshotAt(9, 2, 1, 2, 3)) },
+	} {
+		full.Store(true)
+		before := waited
+		if err := write(); err != nil || waited == before {
+			t.Errorf("the note %s, on a full disk: %v, after %d waits", name, err, waited-before)
+		}
 	}
 }
