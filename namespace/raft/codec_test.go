@@ -131,8 +131,8 @@ func FuzzDecode(f *testing.F) {
 			t.Error(err)
 		}
 		s := newStore(nil)
-		if err := s.take(b); err == nil {
-			_ = s.take(b)
+		if err := s.take(b, 1); err == nil {
+			_ = s.take(b, 1)
 		}
 	})
 }

@@ -26,7 +26,8 @@ import (
 // installed, which discards all before. Where a term begins, this store starts or
 // another is met, the context says what is known of starts (vouch.go). What the journal does not hold any more is
 // in the base, which a checkpoint writes into the index together with the namespace
-// that makes it unnecessary.
+// that makes it unnecessary. The base's index is the last record of the journal then;
+// that of earlier versions has none.
 type store struct {
 	*raft.MemoryStorage
 	journal *journal.Journal
@@ -42,7 +43,9 @@ type store struct {
 	alone   bool
 
 	vouch    vouch
-	remember bool // the next record is to have it
+	remember bool        // the next record is to have it
+	vouched  journal.Seq // the last record before the vouch of the base
+	undated  bool        // the base has one and does not say so
 }
 
 // span is a record of the journal and the last entry in it.
@@ -89,14 +92,14 @@ func openStore(db *pebble.DB, mark func() uint64) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.take(value)
+	err = s.take(value, 0)
 	return s, errors.Join(err, closer.Close())
 }
 
 // replay takes a record of the journal.
 func (s *store) replay(rec journal.Record) error {
 	before, _ := s.LastIndex()
-	if err := s.take(rec.Payload); err != nil {
+	if err := s.take(rec.Payload, rec.Seq); err != nil {
 		return fmt.Errorf("journal record %d: %w", rec.Seq, err)
 	}
 	if last, _ := s.LastIndex(); last != before || len(s.records) > 0 {
@@ -105,8 +108,9 @@ func (s *store) replay(rec journal.Record) error {
 	return nil
 }
 
-// take changes what is in memory as the record says.
-func (s *store) take(payload []byte) error {
+// take changes what is in memory as a record of the journal says, or as the base does,
+// whose number is 0.
+func (s *store) take(payload []byte, seq journal.Seq) error {
 	var m raftpb.Message
 	if err := decode(payload, &m); err != nil {
 		return err
@@ -127,9 +131,22 @@ func (s *store) take(payload []byte) error {
 		if err != nil {
 			return err
 		}
-		s.vouch.add(&v) // the base is later than records that it left in the journal
+		s.remind(&v, seq, &m)
 	}
 	return s.append(m.GetEntries())
+}
+
+// remind takes over what a record knows of starts. The base is later than records that
+// it left in the journal; later ones take back what is not so any more.
+func (s *store) remind(v *vouch, seq journal.Seq, m *raftpb.Message) {
+	switch {
+	case seq == 0:
+		s.vouch, s.vouched, s.undated = *v, journal.Seq(m.GetIndex()), m.Index == nil
+	case s.undated:
+		s.vouch.add(v)
+	case seq > s.vouched:
+		s.vouch = *v
+	}
 }
 
 // reset begins the log after a snapshot.
@@ -463,7 +480,7 @@ func (s *store) checkpoint(applied uint64) (base []byte, keep journal.Seq, err e
 	m := &raftpb.Message{
 		Type: raftpb.MsgStorageAppend.Enum(),
 		Term: proto.Uint64(s.hard.GetTerm()), Vote: proto.Uint64(s.hard.GetVote()), Commit: proto.Uint64(s.hard.GetCommit()),
-		Context: s.vouch.encode(),
+		Context: s.vouch.encode(), Index: proto.Uint64(uint64(s.journal.Last())),
 	}
 	if first > 1 {
 		m.Snapshot = &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{

@@ -343,3 +343,41 @@ func TestAFullDiskIsWaitedForAlsoByAChangeOfTheGroup(t *testing.T) {
 		}
 	}
 }
+
+// Rule 4: what was taken back of a member's starts does not come back, else its right
+// store would be refused after a restart of those who were told.
+func TestAStartThatWasTakenBackIsForgottenForGood(t *testing.T) {
+	for at := range 4 {
+		u := follower(t)
+		u.save(hardState(2, 3, 1), entriesOf(2, 2, 9, 10)...) // which the journal is kept for
+		for step, change := range []func(m *memory){
+			func(m *memory) { m.meet(startsOf(10, 20, 30)) },
+			func(m *memory) { m.meet(startsOf(10, 20, 30, 41)) }, // a copy
+			func(m *memory) {
+				if !m.unmeet(41) {
+					t.Error("the copy was not met")
+				}
+			},
+		} {
+			if step == at {
+				u.checkpointAt(1)
+			}
+			change(u.store.vouch.of(2))
+			if err := u.store.noted(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if at == 3 {
+			u.checkpointAt(1)
+		}
+		for range 2 {
+			u = u.again()
+			if r := u.store.vouch.of(2).descent(startsOf(10, 20, 30, 40)); r != nil {
+				t.Errorf("with a checkpoint before step %d: %v", at, r)
+			}
+			if r := u.store.vouch.of(2).descent(startsOf(10, 20)); r == nil {
+				t.Errorf("with a checkpoint before step %d, start 3 is forgotten", at)
+			}
+		}
+	}
+}
