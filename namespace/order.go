@@ -99,6 +99,14 @@ func (t *txn) nextLogTime(cmd *Command) (int64, SessionID) {
 	return now, cmd.Session
 }
 
+// Confirms reports whether another session than the given one says that log time should
+// be much later, and now is, too: then any command of the given session moves it.
+func (s *State) Confirms(own SessionID, now int64) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.meta.timeClaim != 0 && s.meta.timeClaim != own && now-s.meta.logTime > maxJump
+}
+
 // Change is what a command did, for those who keep copies of what it changed. It
 // belongs to the observer.
 type Change struct {

@@ -102,6 +102,7 @@ type group struct {
 	ttl time.Duration // of sessions
 	// version that the programs of nodes know that start now, 0: this one's
 	knows uint32
+	now   func() time.Time // of nodes that start now, nil: the right time
 
 	mu    sync.Mutex
 	nodes map[uint64]*member
@@ -154,7 +155,7 @@ func (m *member) run(records []journal.Record) *member {
 	m.log, err = Open(Options{
 		ID: m.id, State: m.state, DB: m.index.Pebble(), Journal: m.journal, Mark: func() uint64 { return 0 },
 		Transport: g.net.Join(peerName(m.id)), FS: m.fs, Dir: "", Logger: testLogger(t, fmt.Sprint(m.id)),
-		Knows: g.knows, Tick: liveTick, TTL: g.ttl, Timeout: 20 * time.Second,
+		Knows: g.knows, Now: g.now, Tick: liveTick, TTL: g.ttl, Timeout: 20 * time.Second,
 		SessionEnded: func() { g.mu.Lock(); m.ends++; g.mu.Unlock() },
 		Failed:       func(err error) { g.mu.Lock(); m.fail = err; g.mu.Unlock() },
 	})

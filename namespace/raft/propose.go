@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/cairnfs/cairn/namespace"
 )
@@ -303,6 +302,3 @@ func (p *proposals) end(err error) {
 		e.answer(outcome{err: err})
 	}
 }
-
-// now is the wall clock, for the times of commands of the log's own.
-func now() int64 { return time.Now().UnixNano() }

@@ -139,6 +139,7 @@ type Log struct {
 	warned    map[warning]time.Duration // of what, and when
 	withdrawn map[uint64]bool           // marks of stores that were refused
 	tried     time.Duration             // when a change of the group was proposed last
+	confirmed time.Duration             // when log time was
 
 	checkpointing sync.Mutex
 }

@@ -164,7 +164,7 @@ func (l *Log) openSession() namespace.SessionID {
 	ctx, cancel := context.WithTimeoutCause(l.stopped, l.o.Timeout, ErrTimeout)
 	defer cancel()
 	at := l.o.Clock()
-	res, err := l.propose(ctx, 0, &namespace.Command{Time: now(), Ops: []namespace.Op{&namespace.OpenSession{Peer: l.o.Transport.Self()}}})
+	res, err := l.propose(ctx, 0, &namespace.Command{Time: l.o.Now().UnixNano(), Ops: []namespace.Op{&namespace.OpenSession{Peer: l.o.Transport.Self()}}})
 	if err == nil {
 		err = res.Err
 	}
@@ -281,7 +281,7 @@ func (l *Log) expired() (ids []namespace.SessionID) {
 // background proposes something that is tried again when it fails.
 func (l *Log) background(ops ...namespace.Op) {
 	l.running.Go(func() {
-		res, err := l.Propose(l.stopped, &namespace.Command{Time: now(), Ops: ops})
+		res, err := l.Propose(l.stopped, &namespace.Command{Time: l.o.Now().UnixNano(), Ops: ops})
 		if err == nil {
 			err = res.Err
 		}

@@ -3,7 +3,9 @@ package raft
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -107,5 +109,50 @@ func TestALeaderThatSleptEndsNobodysSession(t *testing.T) {
 	}
 	if !slices.Equal(ended, []namespace.SessionID{others}) {
 		t.Errorf("sessions %v end, of nodes that were not heard of since", ended)
+	}
+}
+
+// logTime returns how far ahead of time log time is.
+func (m *member) logTime(name string) time.Duration {
+	m.g.t.Helper()
+	res, err := m.log.Propose(context.Background(), &namespace.Command{Ops: []namespace.Op{&namespace.Snapshot{Name: name}}})
+	if err != nil || res.Err != nil {
+		m.g.t.Fatal(err, res.Err)
+	}
+	var at int64
+	if err := m.state.Snapshots(func(s namespace.SnapshotInfo) bool {
+		if s.Name == name {
+			at = s.Time
+		}
+		return true
+	}); err != nil {
+		m.g.t.Fatal(err)
+	}
+	return time.Until(time.Unix(0, at))
+}
+
+// Rule 5: a jump needs confirmation, and gets it when clocks agree: of a group in which
+// one node alone changes names, log time would stand still for ever after an hour in
+// which nobody did.
+func TestLogTimeGoesOnWhenOneNodeAloneChangesNames(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t)
+	var later atomic.Int64
+	g.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	a := g.found()
+	b := a.join(p2p.RoleStorage)
+	g.voters(2)
+	b.must(mkdir("b")) // both have a session
+	a.must(mkdir("a"))
+	later.Store(int64(3 * time.Hour))
+	for i := range 20 {
+		cmd := &namespace.Command{Time: g.now().UnixNano(), Ops: []namespace.Op{mkdir(fmt.Sprint(i))}}
+		if res, err := a.log.Propose(context.Background(), cmd); err != nil || res.Err != nil {
+			t.Fatal(err, res.Err)
+		}
+		time.Sleep(10 * liveTick)
+	}
+	if ahead := a.logTime("now"); ahead < 2*time.Hour {
+		t.Errorf("three hours later, log time has gone on by %v", ahead)
 	}
 }

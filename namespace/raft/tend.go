@@ -17,11 +17,26 @@ func (l *Log) tend(tick int) {
 		return
 	}
 	l.forgetSnapshots()
+	l.confirmTime()
 	if !l.leader {
 		return
 	}
 	l.expire()
 	l.group()
+}
+
+// confirmTime has log time go on when another node has said that it is much later and
+// the clock of this one says so, too. Where one node alone changes names, nobody else
+// would say anything.
+func (l *Log) confirmTime() {
+	own := l.session.live()
+	if own == 0 || !l.o.State.Confirms(own, l.o.Now().UnixNano()) {
+		return
+	}
+	if now := l.o.Clock(); l.confirmed == 0 || now-l.confirmed > l.o.Timeout {
+		l.confirmed = now
+		l.background()
+	}
 }
 
 func (l *Log) becameLeader(leads bool) {
