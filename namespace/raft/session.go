@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -164,7 +165,9 @@ func (l *Log) openSession() namespace.SessionID {
 	ctx, cancel := context.WithTimeoutCause(l.stopped, l.o.Timeout, ErrTimeout)
 	defer cancel()
 	at := l.o.Clock()
-	res, err := l.propose(ctx, 0, &namespace.Command{Time: l.o.Now().UnixNano(), Ops: []namespace.Op{&namespace.OpenSession{Peer: l.o.Transport.Self()}}})
+	// The command has no session that log time could ask for confirmation: some moment of
+	// long ago does not move it, and tells the command from others of this node.
+	res, err := l.propose(ctx, 0, &namespace.Command{Time: rand.Int64N(1 << 58), Ops: []namespace.Op{&namespace.OpenSession{Peer: l.o.Transport.Self()}}})
 	if err == nil {
 		err = res.Err
 	}

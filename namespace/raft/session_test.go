@@ -156,3 +156,22 @@ func TestLogTimeGoesOnWhenOneNodeAloneChangesNames(t *testing.T) {
 		t.Errorf("three hours later, log time has gone on by %v", ahead)
 	}
 }
+
+// Rule 5: nobody vouches for the clock of a node that opens a session.
+func TestANodeWithAWrongClockThatStartsDoesNotMoveLogTime(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t)
+	a := g.found()
+	b := a.join(p2p.RoleStorage)
+	g.voters(2)
+	b.must(mkdir("b"))
+	a.must(mkdir("a"))
+	disk := b.crash()
+	g.now = func() time.Time { return time.Now().Add(1000 * time.Hour) }
+	b = g.start(b.id, disk)
+	b.made("with a session")
+	eventually(t, "a has a session", func() bool { return a.log.Session() != 0 })
+	if ahead := a.logTime("now"); ahead > time.Hour {
+		t.Errorf("log time is ahead by %v", ahead)
+	}
+}
