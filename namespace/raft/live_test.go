@@ -291,3 +291,60 @@ func TestVotersThatAreGoneAreReplaced(t *testing.T) {
 	leader.must(&namespace.RemoveMember{ID: peerName(gone.id)})
 	leader.must(mkdir("goes on"))
 }
+
+// A node that is sent the namespace needs the commands after it when it has it all.
+func TestANodeThatIsSentTheNamespaceCatchesUpWithABusyGroup(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t)
+	a := g.found()
+	big := make([]byte, namespace.MaxInline)
+	file := func(name string) *namespace.Create {
+		return &namespace.Create{Parent: namespace.RootIno, Name: name, Mode: namespace.TypeRegular,
+			Size: int64(len(big)), Content: &namespace.Content{Inline: big, Length: int64(len(big))}}
+	}
+	for i := range 60 {
+		ops := []namespace.Op{}
+		for j := range 30 {
+			ops = append(ops, file(fmt.Sprintf("%d-%d", i, j)))
+		}
+		a.must(ops...)
+	}
+	a.log.do(context.Background(), func() { a.log.store.kept = 512 << 10 })
+	checkpoint := func() {
+		keep, err := a.log.Checkpoint()
+		if err == nil {
+			err = a.checkpoint(keep)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	checkpoint()
+	g.net.SetFilter(func(_, _ p2p.PeerID, p p2p.Protocol) error {
+		if p == protocolSnapshot {
+			time.Sleep(150 * time.Millisecond) // the line is slow
+		}
+		return nil
+	})
+	b := a.join(p2p.RoleStorage)
+	done := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := a.propose(file(fmt.Sprint("busy ", i))); err != nil && !errors.Is(err, namespace.ErrSession) {
+				t.Error(err)
+			}
+			if i%32 == 0 {
+				checkpoint()
+			}
+		}
+	})
+	defer busy.Wait()
+	defer close(done)
+	eventually(t, "the new node votes", func() bool { return len(b.log.Status().Voters) == 2 })
+}

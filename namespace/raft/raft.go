@@ -195,7 +195,7 @@ func Open(o Options) (*Log, error) {
 	l.peers.init(l)
 	l.status.Store(&Status{Role: "follower"})
 	l.stopped, l.stop = context.WithCancel(context.Background())
-	st.wait = l.awaitSpace
+	st.wait, st.sending = l.awaitSpace, l.exports.any
 	return l, nil
 }
 

@@ -31,7 +31,7 @@ const (
 	snapshotPatience = 20 * time.Second // without a request
 )
 
-// exports are the namespaces that are being sent.
+// exports are the namespaces that are being sent, or were just now.
 type exports struct {
 	mu    sync.Mutex
 	last  uint64
@@ -40,8 +40,10 @@ type exports struct {
 }
 
 type export struct {
-	peer p2p.PeerID
-	used time.Time // under the mutex of exports
+	peer   p2p.PeerID
+	member uint64    // number of the peer in the group
+	used   time.Time // under the mutex of exports
+	sent   bool      // as a whole; the same
 
 	mu     sync.Mutex // never held for longer than a chunk takes to be read
 	e      *namespace.Export
@@ -73,6 +75,43 @@ func (x *exports) drop(peer p2p.PeerID) {
 	}
 }
 
+// finish takes note that a peer has all of an export. It stays until the peer has
+// caught up, or might have.
+func (x *exports) finish(e *export) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e.sent = true
+	_ = e.close() // of something only read
+}
+
+// release drops exports that were sent to members that have caught up by now.
+func (x *exports) release(caught func(id uint64) bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for id, e := range x.open {
+		if e.sent && caught(e.member) {
+			delete(x.open, id)
+		}
+	}
+}
+
+// any reports whether there are any.
+func (x *exports) any() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.open) > 0
+}
+
+// sending returns how many there are of which not all was sent. x.mu is held.
+func (x *exports) sending() (n int) {
+	for _, e := range x.open {
+		if !e.sent {
+			n++
+		}
+	}
+	return n
+}
+
 func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) ([]byte, error) {
 	if len(req) != 9 || req[0] != formatVersion {
 		return nil, namespace.ErrVersion
@@ -89,7 +128,7 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	x := &l.exports
 	id := binary.BigEndian.Uint64(req[1:])
 	if id == 0 {
-		answer, err := l.newExport(ctx, from)
+		answer, err := l.newExport(ctx, from, raftID)
 		if err != nil { // it is offered again soon
 			l.do(ctx, func() {
 				delete(l.snapshots, raftID)
@@ -111,7 +150,7 @@ func (l *Log) handleSnapshot(ctx context.Context, from p2p.PeerID, req []byte) (
 	}
 	chunk, err := e.next()
 	if err == nil && len(chunk) == 0 {
-		x.drop(from)
+		x.finish(e)
 		l.do(ctx, func() {
 			delete(l.snapshots, raftID)
 			l.core.rn.ReportSnapshot(raftID, raft.SnapshotFinish)
@@ -135,6 +174,9 @@ func (e *export) next() ([]byte, error) {
 func (e *export) close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
 	e.closed = true
 	return e.e.Close()
 }
@@ -164,7 +206,7 @@ func (l *Log) export() (*namespace.Export, *raftpb.Message, error) {
 	}, nil
 }
 
-func (l *Log) newExport(ctx context.Context, from p2p.PeerID) ([]byte, error) {
+func (l *Log) newExport(ctx context.Context, from p2p.PeerID, member uint64) ([]byte, error) {
 	x := &l.exports
 	x.drop(from)
 	var e *namespace.Export
@@ -178,7 +220,7 @@ func (l *Log) newExport(ctx context.Context, from p2p.PeerID) ([]byte, error) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.ended || len(x.open) >= maxExports {
+	if x.ended || x.sending() >= maxExports {
 		return nil, errors.Join(errors.New("too many snapshots are being sent"), e.Close())
 	}
 	x.last++
@@ -190,7 +232,7 @@ func (l *Log) newExport(ctx context.Context, from p2p.PeerID) ([]byte, error) {
 	if x.open == nil {
 		x.open = make(map[uint64]*export)
 	}
-	x.open[x.last] = &export{e: e, peer: from, used: time.Now()}
+	x.open[x.last] = &export{e: e, peer: from, member: member, used: time.Now()}
 	return answer, nil
 }
 
@@ -260,7 +302,8 @@ func (l *Log) download(ctx context.Context, from p2p.PeerID) (*namespace.Import,
 	}
 }
 
-// forgetSnapshots tells raft of members that do not ask for theirs.
+// forgetSnapshots tells raft of members that do not ask for theirs, and forgets those that
+// are not needed any more.
 func (l *Log) forgetSnapshots() {
 	now := l.o.Clock()
 	for id, until := range l.snapshots {
@@ -270,4 +313,8 @@ func (l *Log) forgetSnapshots() {
 		}
 	}
 	l.exports.drop("")
+	if l.exports.any() {
+		progress := l.progress()
+		l.exports.release(func(id uint64) bool { return progress == nil || progress[id].caught })
+	}
 }

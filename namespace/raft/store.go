@@ -33,6 +33,7 @@ type store struct {
 	journal *journal.Journal
 	mark    func() uint64
 	wait    func(error) bool // until there may be space; false: there will be none
+	sending func() bool      // the namespace, to some member; nil: no
 
 	hard    *raftpb.HardState
 	conf    *raftpb.ConfState // as of applied, not of the end of the log
@@ -58,8 +59,12 @@ type span struct {
 func baseKey() []byte { return []byte{index.SpaceMeta, 'r'} }
 
 // maxKept is how many bytes of applied entries stay in memory for members that are
-// a little behind.
-const maxKept = 16 << 20
+// a little behind. And maxSending while a member is sent the namespace: it needs what
+// comes after that when it has it all, else it would be sent it again, and again.
+const (
+	maxKept    = 16 << 20
+	maxSending = 128 << 20
+)
 
 // InitialState returns the state to start with; raft applies nothing again that is
 // applied, so the configuration is that of the namespace.
@@ -442,7 +447,11 @@ func (s *store) notAlone() error {
 // members may still want.
 func (s *store) compact(index uint64) error {
 	first, _ := s.FirstIndex()
-	for s.bytes > s.kept && first <= index {
+	kept := s.kept
+	if s.sending != nil && s.sending() {
+		kept = maxSending
+	}
+	for s.bytes > kept && first <= index {
 		entries, err := s.Entries(first, first+1, 1<<62)
 		if err != nil {
 			return err

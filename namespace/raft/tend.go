@@ -56,14 +56,7 @@ func (l *Log) group() {
 	if now := l.o.Clock(); view == nil || l.tried != 0 && now-l.tried < changeAgain*l.o.Tick {
 		return
 	}
-	s := l.core.rn.Status()
-	progress := make(map[uint64]peerProgress)
-	last, _ := l.store.LastIndex()
-	for id, p := range s.Progress {
-		// A short log says nothing of the namespace before it, which may be large.
-		progress[id] = peerProgress{active: p.RecentActive, caught: p.State == tracker.StateReplicate && p.Match+caughtUp >= last}
-	}
-	change, heir := plan(view, l.store.conf, l.o.ID, progress)
+	change, heir := plan(view, l.store.conf, l.o.ID, l.progress())
 	if change == nil && heir == 0 {
 		return
 	}
@@ -78,4 +71,19 @@ func (l *Log) group() {
 		return
 	}
 	l.o.Logger.Info("the group that orders changes is changed", "change", change.String())
+}
+
+// progress returns what is known of the members of the group, nil unless this one leads.
+func (l *Log) progress() map[uint64]peerProgress {
+	s := l.core.rn.Status()
+	if s.Progress == nil {
+		return nil
+	}
+	progress := make(map[uint64]peerProgress)
+	last, _ := l.store.LastIndex()
+	for id, p := range s.Progress {
+		// A short log says nothing of the namespace before it, which may be large.
+		progress[id] = peerProgress{active: p.RecentActive, caught: p.State == tracker.StateReplicate && p.Match+caughtUp >= last}
+	}
+	return progress
 }
