@@ -262,13 +262,14 @@ func (f *file) place(ctx context.Context, off, n int64, atEnd bool, by *Handle) 
 	}
 }
 
-// fits reports whether a write leaves the tail what it is. Called with mu held.
+// fits reports whether a write leaves the tail what it is, and what is being named of
+// it what it was. Called with mu held.
 func (f *file) fits(off, end int64) bool {
 	tail := f.tail
 	if f.frozenTail >= 0 {
 		tail = f.frozenTail
 	}
-	return tail < 0 || end <= tail || f.doubt.Load() == nil && off >= tail && end <= f.size
+	return tail < 0 || end <= tail || f.frozenTail < 0 && f.doubt.Load() == nil && off >= tail && end <= f.size
 }
 
 // commitShared is commit of a file that others write, too. Called with move held,
