@@ -135,11 +135,7 @@ func (f *file) rebase(ctx context.Context, n namespace.Inode, patches []namespac
 	}
 	f.mu.Lock()
 	before := f.dirty.mem
-	if own.n > 0 {
-		lower := f.v.noExtents()
-		lower.add(own)
-		f.dirty.under(&lower)
-	}
+	f.lift(own)
 	f.resolve()
 	moved := f.tail >= 0 && f.moveTail(n.Size)
 	f.v.mem.Add(f.dirty.mem - before)
@@ -175,6 +171,16 @@ func (f *file) streamed(ctx context.Context) (extent, error) {
 		return extent{}, err
 	}
 	return extent{off: b.from, n: b.length - b.from, kind: shared, tree: f.v.reader(root), pos: b.from}, nil
+}
+
+// lift puts what streamed has returned back beneath what was written since. Called with
+// mu held.
+func (f *file) lift(own extent) {
+	if own.n > 0 {
+		lower := f.v.noExtents()
+		lower.add(own)
+		f.dirty.under(&lower)
+	}
 }
 
 // resolve ends a doubt about a command that was carried out: if nothing was written
@@ -356,8 +362,14 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) err
 	if err := f.secureShared(ctx); err != nil {
 		return err
 	}
-	var res namespace.Result
+	var (
+		res namespace.Result
+		own extent
+	)
 	err := f.inTurn(ctx, func() (err error) {
+		if own, err = f.streamed(ctx); err != nil {
+			return err
+		}
 		d := &doubt{tail: -1}
 		f.doubt.Store(d)
 		if res, err = f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv}); err != nil {
@@ -382,20 +394,34 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) err
 	} else if !f.stale.Load() {
 		f.v.seen.advance(f.ino, f.committed.Version, n.Version)
 	}
+	if f.truncated(n, patches, own, size) {
+		f.v.tell([]Event{{Ino: f.ino, Content: true}})
+	}
+	return nil
+}
+
+// truncated makes n and its patches what the file builds on once it was given a size.
+// own is what was streamed meanwhile. What was appended meanwhile comes after, so that
+// it is not in the way of what others appended; it reports whether that moved it.
+// Called with move held.
+func (f *file) truncated(n namespace.Inode, patches []namespace.Range, own extent, size int64) (moved bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	before := f.dirty.mem
-	f.dirty.clear(size, maxSize)
-	f.v.mem.Add(f.dirty.mem - before)
-	if f.tail >= size {
-		f.tail = -1
+	f.lift(own)
+	if f.tail < 0 {
+		f.dirty.clear(size, maxSize)
+	} else {
+		f.dirty.clear(size, f.tail)
+		moved = f.moveTail(n.Size)
 	}
+	f.v.mem.Add(f.dirty.mem - before)
 	f.stand(n, patches)
 	f.mtime, f.ctime = n.Mtime, n.Ctime
 	if f.dirty.empty() && f.later.mask == 0 {
 		f.changed, f.under = false, 0
 	}
-	return nil
+	return moved
 }
 
 // openShared is open of a file that others may write.

@@ -71,7 +71,7 @@ type member struct {
 
 	refusals atomic.Int64 // of changes of content, because others came first
 
-	proposing func(*namespace.Command)              // is called first
+	proposing func(*namespace.Command)                // is called first
 	observing atomic.Pointer[func(*namespace.Change)] // is told before the volume
 
 	// Guarded by hub.mu.
