@@ -120,7 +120,7 @@ func (v *Volume) Observe(c *namespace.Change) {
 }
 
 // mark marks the files that the command changed. late says that it is one of this
-// node's own which was given up as lost.
+// node's own for which nobody waits any more.
 func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -150,17 +150,10 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 		if !n.Content {
 			continue
 		}
-		if own {
-			d := f.doubt.Load()
-			if d == nil {
-				continue // whoever proposed it knows
-			}
-			if d.landed.Store(true); !d.lost.Load() {
-				continue
-			}
-			late = true
+		waited, l := f.observed(c, n.Size, own)
+		if late = late || l; !waited {
+			f.stale.Store(true)
 		}
-		f.stale.Store(true)
 	}
 	return late
 }

@@ -42,7 +42,6 @@ type sharing struct {
 	stale   atomic.Bool   // the namespace may have other content
 	version atomic.Uint64 // of committed, 0: not known
 	folding atomic.Bool   // its patches will be folded soon
-	doubt   atomic.Pointer[doubt]
 	losses  atomic.Uint64 // how often what was written was given up
 
 	// Guarded by mu.
@@ -52,16 +51,7 @@ type sharing struct {
 	// Counts of writes and of attributes set when it was frozen.
 	frozenTouched, frozenLater uint64
 	condemned                  bool // what is not committed must not be any more
-}
-
-// doubt is a command whose outcome nobody knew. Only one about the content of an
-// inode is under way at a time.
-type doubt struct {
-	tail, end int64 // what it appended; guarded by file.mu
-	// Counts of writes and of attributes set as of the command.
-	touched, later uint64
-	lost           atomic.Bool // nobody waits for it any more
-	landed         atomic.Bool
+	doubts                     []*doubt
 }
 
 // fresh takes over what other nodes have named, if Observe said that there is
@@ -97,6 +87,9 @@ func (f *file) refresh(ctx context.Context) error {
 		return f.giveUp(ctx)
 	}
 	n, patches, err := f.v.o.State.Patches(f.ino)
+	if f.inDoubt() {
+		f.v.o.State.Told() // what of it is ours
+	}
 	switch {
 	case errors.Is(err, namespace.ErrNotFound) && f.base.below != unread:
 		return nil // reaped; what is here may be read to the end
@@ -136,7 +129,7 @@ func (f *file) rebase(ctx context.Context, n namespace.Inode, patches []namespac
 	f.mu.Lock()
 	before := f.dirty.mem
 	f.lift(own)
-	f.resolve()
+	f.resolve(n.Version)
 	moved := f.tail >= 0 && f.moveTail(n.Size)
 	f.v.mem.Add(f.dirty.mem - before)
 	f.stand(n, patches)
@@ -183,31 +176,6 @@ func (f *file) lift(own extent) {
 	}
 }
 
-// resolve ends a doubt about a command that was carried out: if nothing was written
-// since, all that is here is in the namespace, else what it appended. The rest is
-// named once more. Called with mu held.
-func (f *file) resolve() {
-	d := f.doubt.Load()
-	if d == nil || !d.landed.Load() {
-		return
-	}
-	f.doubt.Store(nil)
-	if f.touched == d.touched && f.later.n == d.later {
-		f.dirty.clear(0, maxSize)
-		f.later = later{n: f.later.n}
-		f.changed, f.under, f.tail, f.first, f.err = false, 0, -1, 0, nil
-		return
-	}
-	if d.tail < 0 {
-		return
-	}
-	f.dirty.clear(d.tail, d.end)
-	f.tail = -1
-	if end, ok := f.dirty.end(); ok && end > d.end {
-		f.tail = d.end
-	}
-}
-
 // moveTail moves what was appended to the end of a file of the given size, over
 // which lies what else was written here, and reports whether it was elsewhere. Called
 // with mu held.
@@ -222,9 +190,6 @@ func (f *file) moveTail(size int64) bool {
 		f.dirty.add(e)
 	}
 	f.tail += delta
-	if d := f.doubt.Load(); d != nil && d.tail >= 0 {
-		d.tail, d.end = d.tail+delta, d.end+delta
-	}
 	return delta != 0
 }
 
@@ -275,7 +240,7 @@ func (f *file) fits(off, end int64) bool {
 	if f.frozenTail >= 0 {
 		tail = f.frozenTail
 	}
-	return tail < 0 || end <= tail || f.frozenTail < 0 && f.doubt.Load() == nil && off >= tail && end <= f.size
+	return tail < 0 || end <= tail || f.frozenTail < 0 && len(f.doubts) == 0 && off >= tail && end <= f.size
 }
 
 // commitShared is commit of a file that others write, too. Called with move held,
@@ -303,18 +268,13 @@ func (f *file) retry(ctx context.Context, commit func(context.Context) error) er
 // nameShared proposes a change of the content, after which the file has the given size
 // and content. Called with move held.
 func (f *file) nameShared(ctx context.Context, op namespace.Op, size int64, c namespace.Content) error {
-	f.mu.Lock()
-	d := &doubt{tail: f.frozenTail, end: size, touched: f.frozenTouched, later: f.frozenLater}
-	f.mu.Unlock()
-	first := f.doubt.CompareAndSwap(nil, d) // before it can land
+	d := f.naming(size)
 	res, err := f.nameWith(ctx, op)
 	if err != nil {
-		if first {
-			f.doubted(d, res)
-		}
+		f.doubted(d, res)
 		return fmt.Errorf("name the content of inode %d: %w", f.ino, err)
 	}
-	f.doubt.Store(nil)
+	f.certain()
 	n := res.Inodes[len(res.Inodes)-1]
 	if n.Version != res.Index { // the inode as it is by now
 		n.Version, n.Content, n.Size = res.Index, c, size
@@ -323,20 +283,6 @@ func (f *file) nameShared(ctx context.Context, op namespace.Op, size int64, c na
 	f.v.seen.advance(f.ino, f.committed.Version, n.Version)
 	f.buildOn(n)
 	return nil
-}
-
-// doubted is called when a command has failed. If nothing is known of its outcome the
-// doubt stays, and ends when Observe sees the command or another one succeeds.
-func (f *file) doubted(d *doubt, res namespace.Result) {
-	if res.Err != nil {
-		f.doubt.Store(nil)
-		return
-	}
-	d.lost.Store(true)
-	if d.landed.Load() {
-		f.stale.Store(true)
-		f.v.tell([]Event{{Ino: f.ino, Content: true}})
-	}
 }
 
 // secureShared is secure: what others are to see after a loss of power must be named.
@@ -370,14 +316,11 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) err
 		if own, err = f.streamed(ctx); err != nil {
 			return err
 		}
-		d := &doubt{tail: -1}
-		f.doubt.Store(d)
+		d := f.sizing(size)
 		if res, err = f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv}); err != nil {
 			f.doubted(d, res)
-			return err
 		}
-		f.doubt.Store(nil)
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
@@ -409,6 +352,8 @@ func (f *file) truncated(n namespace.Inode, patches []namespace.Range, own exten
 	defer f.mu.Unlock()
 	before := f.dirty.mem
 	f.lift(own)
+	f.resolve(n.Version)
+	f.doubts = nil
 	if f.tail < 0 {
 		f.dirty.clear(size, maxSize)
 	} else {

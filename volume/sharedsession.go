@@ -103,7 +103,7 @@ func (f *file) giveUp(ctx context.Context) error {
 	f.dirty = f.v.noExtents()
 	f.changed, f.condemned, f.under, f.tail, f.first, f.err = false, false, 0, -1, 0, nil
 	f.later = later{n: f.later.n + 1}
-	f.doubt.Store(nil)
+	f.doubts = nil
 	f.stand(n, patches)
 	f.mu.Unlock()
 	f.v.seen.forget(f.ino)
