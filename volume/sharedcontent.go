@@ -304,7 +304,7 @@ func (f *file) flush(ctx context.Context) error {
 }
 
 // setSizeShared is setSize. Called with move held, which others may have meanwhile.
-func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) error {
+func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool, by *Handle) error {
 	if err := f.secureShared(ctx); err != nil {
 		return err
 	}
@@ -315,6 +315,11 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) err
 	err := f.inTurn(ctx, func() (err error) {
 		if own, err = f.streamed(ctx); err != nil {
 			return err
+		}
+		if by != nil {
+			if err := by.alive(); err != nil {
+				return err
+			}
 		}
 		d := f.sizing(size)
 		if res, err = f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv}); err != nil {
@@ -378,7 +383,7 @@ func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle
 		err = h.openSole(ctx)
 	}
 	if err == nil && flags&syscall.O_TRUNC != 0 {
-		if err = f.setSize(context.WithoutCancel(ctx), 0, false); err != nil {
+		if err = f.setSize(context.WithoutCancel(ctx), 0, false, nil); err != nil {
 			h.releaseSole()
 		}
 	}
