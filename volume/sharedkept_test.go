@@ -94,3 +94,36 @@ func TestWhatTheEndOfTheSessionOvertakesChangesNothing(t *testing.T) {
 		})
 	}
 }
+
+// Rule 7: a session that was about to end may go on. What its programs gave up meanwhile
+// is given back then.
+func TestWhatIsGivenUpWhileTheSessionIsUncertainIsGivenBackLater(t *testing.T) {
+	h := newHub(t, 2)
+	a, b := h.nodes[0], h.nodes[1]
+	fs := h.openOnAll("file")
+	a.createFile("db-shm", make([]byte, 32<<10))
+	sole := a.openFile("db-shm", syscall.O_RDWR)
+	ino := b.find("db-shm")
+	a.must(fs[0].TryLock(writeLock(1, 0, 0)))
+	b.must(fs[1].TryLock(writeLock(1, 1, 1)))
+	cancel, waited := make(chan struct{}), make(chan error, 1)
+	go func() { waited <- fs[0].WaitLock(cancel, writeLock(1, 1, 1)) }()
+	a.untilSuspected()
+
+	session := a.session.Load()
+	a.session.Store(0)
+	close(cancel)
+	if err := <-waited; err == nil {
+		t.Error("the lock was granted")
+	}
+	fs[0].DropLocks(1)
+	sole.Release()
+	a.session.Store(session)
+	a.must(a.lowerLocks(t.Context()))
+
+	h.nobodyWaits()
+	b.must(fs[1].TryLock(writeLock(1, 0, 0)))
+	f, err := b.Open(t.Context(), ino, syscall.O_RDWR)
+	b.must(err)
+	f.Release()
+}

@@ -27,6 +27,7 @@ const (
 // with namespace.ErrSession until they are closed; others go on.
 func (v *Volume) SessionEnded() {
 	v.locks.expire()
+	v.forgetWaits()
 	v.node.sessionEnded()
 	v.mu.Lock()
 	var lost []*file
