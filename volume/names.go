@@ -319,14 +319,11 @@ func (v *Volume) named(ino namespace.Ino) bool {
 func (v *Volume) adopted(ino namespace.Ino) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if _, was := v.orphans[ino]; !was || !v.named(ino) {
-		return
+	if _, was := v.orphans[ino]; was && v.named(ino) {
+		delete(v.orphans, ino)
 	}
-	delete(v.orphans, ino)
 	if f := v.files[ino]; f != nil {
-		f.mu.Lock()
-		f.orphan = false
-		f.mu.Unlock()
+		v.adopt(f)
 	}
 }
 

@@ -128,6 +128,7 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 		v.seen.clear()
 		for _, f := range v.files {
 			f.stale.Store(true)
+			v.adopt(f)
 		}
 		return false
 	}
@@ -144,6 +145,7 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 			f.orphan = true // nothing can be named any more
 			f.mu.Unlock()
 		}
+		v.adopt(f)
 		if n.Folded {
 			f.stale.Store(true) // what it builds on will be gone from the store
 		}
@@ -156,6 +158,18 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 		}
 	}
 	return late
+}
+
+// adopt notes that a file without a name has one again, maybe by another node. Called
+// with v.mu held.
+func (v *Volume) adopt(f *file) {
+	if !f.orphan || !v.named(f.ino) {
+		return
+	}
+	delete(v.orphans, f.ino)
+	f.mu.Lock()
+	f.orphan = false
+	f.mu.Unlock()
 }
 
 func eventsOf(c *namespace.Change) []Event {
