@@ -252,7 +252,17 @@ func (fs *fileSystem) dropPages(ino namespace.Ino, version uint64) {
 
 // SetAttr is chmod, chown, truncate and utimens.
 func (fs *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	a, err := fs.vol.SetAttr(context.Background(), namespace.Ino(in.NodeId), fs.change(in))
+	set := func(ctx context.Context, s volume.SetAttr) (volume.Attr, error) {
+		return fs.vol.SetAttr(ctx, namespace.Ino(in.NodeId), s)
+	}
+	if in.Valid&fuse.FATTR_FH != 0 { // ftruncate(2)
+		h := fs.handles.get(in.Fh)
+		if h == nil {
+			return fuse.EBADF
+		}
+		set = h.SetAttr
+	}
+	a, err := set(context.Background(), fs.change(in))
 	return fs.attr("setattr", in.NodeId, &a, err, out)
 }
 

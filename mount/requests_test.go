@@ -367,12 +367,16 @@ func TestAttributeChangesAreTranslated(t *testing.T) {
 		in.Mode = syscall.S_IFREG | 0o6711
 		in.Uid, in.Gid = 7, 8
 		in.Size = 1234
+		in.Fh = fh
 		in.Atime, in.Atimensec, in.Mtime, in.Mtimensec = 100, 1, 200, 2
 		return in
 	}
 	if a := set(in(fuse.FATTR_SIZE | fuse.FATTR_FH)); a.Size != 1234 || a.Mode != syscall.S_IFREG|0o6770 {
 		t.Fatalf("truncated by root: %+v", a)
 	}
+	closed := in(fuse.FATTR_SIZE | fuse.FATTR_FH) // through which nobody may change anything
+	closed.InHeader, closed.Fh = header(node), fh+1
+	k.want(k.SetAttr(nil, &closed, new(fuse.AttrOut)), fuse.EBADF)
 	if a := set(in(fuse.FATTR_ATIME)); a.Atime != 100 || a.Atimensec != 1 || a.Mtime == 200 {
 		t.Fatalf("atime: %+v", a)
 	}

@@ -133,6 +133,7 @@ type InodeChange struct {
 	Gone    bool // reaped
 	Content bool // size or content, of a directory its entries, have changed
 	Folded  bool // content is the same, but patches of it were folded
+	Size    int64
 }
 
 // EntryChange is a change of a directory's entry. Was and Is are the inodes before
@@ -147,6 +148,13 @@ type EntryChange struct {
 // It is called before the next command is applied and must not wait for anything.
 // Observe must be called before the first command.
 func (s *State) Observe(fn func(*Change)) { s.observers = append(s.observers, fn) }
+
+// Told returns when observers have been told of all that readers have seen. Do not call
+// it from one.
+func (s *State) Told() {
+	s.order.Lock()
+	defer s.order.Unlock()
+}
 
 // tell tells the observers of the command just committed; order is held.
 func (s *State) tell(t *txn) {
@@ -163,6 +171,7 @@ func (s *State) tell(t *txn) {
 				Ino: n.ino, New: !n.stored, Gone: !n.alive,
 				Content: n.version != n.old.version || n.size != n.old.size,
 				Folded:  n.stored && n.version == n.old.version && n.patches != n.old.patches,
+				Size:    n.size,
 			})
 		}
 	}

@@ -77,6 +77,16 @@ func (v *Volume) Path(ino namespace.Ino) (string, bool) { return v.o.State.Path(
 
 // SetAttr changes the attributes that s.Valid names and returns all.
 func (v *Volume) SetAttr(ctx context.Context, ino namespace.Ino, s SetAttr) (Attr, error) {
+	return v.setAttrs(ctx, ino, s, nil)
+}
+
+// SetAttr is that of the volume, for the file that is open, as ftruncate(2) does it: who
+// may not write through the handle any more may not change the size either.
+func (h *Handle) SetAttr(ctx context.Context, s SetAttr) (Attr, error) {
+	return h.f.v.setAttrs(ctx, h.f.ino, s, h)
+}
+
+func (v *Volume) setAttrs(ctx context.Context, ino namespace.Ino, s SetAttr, by *Handle) (Attr, error) {
 	if s.Valid&SetSize != 0 {
 		if s.Size < 0 {
 			return Attr{}, namespace.ErrInvalid
@@ -85,7 +95,7 @@ func (v *Volume) SetAttr(ctx context.Context, ino namespace.Ino, s SetAttr) (Att
 		if err != nil {
 			return Attr{}, err
 		}
-		err = f.setSize(context.WithoutCancel(ctx), s.Size, s.KillPriv)
+		err = f.setSize(context.WithoutCancel(ctx), s.Size, s.KillPriv, by)
 		v.release(f)
 		if err != nil {
 			return Attr{}, err
@@ -276,7 +286,7 @@ func (v *Volume) open(ctx context.Context, ino namespace.Ino, flags uint32) (*Ha
 		return v.openShared(ctx, f, flags)
 	}
 	if flags&syscall.O_TRUNC != 0 {
-		if err := f.setSize(context.WithoutCancel(ctx), 0, false); err != nil {
+		if err := f.setSize(context.WithoutCancel(ctx), 0, false, nil); err != nil {
 			v.release(f)
 			return nil, err
 		}
@@ -309,14 +319,11 @@ func (v *Volume) named(ino namespace.Ino) bool {
 func (v *Volume) adopted(ino namespace.Ino) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if _, was := v.orphans[ino]; !was || !v.named(ino) {
-		return
+	if _, was := v.orphans[ino]; was && v.named(ino) {
+		delete(v.orphans, ino)
 	}
-	delete(v.orphans, ino)
 	if f := v.files[ino]; f != nil {
-		f.mu.Lock()
-		f.orphan = false
-		f.mu.Unlock()
+		v.adopt(f)
 	}
 }
 

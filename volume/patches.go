@@ -43,6 +43,7 @@ const (
 type patching struct {
 	mu    sync.Mutex
 	since map[namespace.Ino]time.Time // of the first since the last fold
+	last  namespace.Ino               // abandoned files up to it were looked at
 	folds chan *file
 }
 
@@ -84,6 +85,15 @@ func (p *patching) old(before time.Time) []namespace.Ino {
 		}
 	}
 	return inos
+}
+
+// pass says that abandoned files up to ino were looked at, and returns up to which they
+// were before.
+func (p *patching) pass(ino namespace.Ino) (before namespace.Ino) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before, p.last = p.last, ino
+	return before
 }
 
 // lay returns m with the ranges above it. m, which may be nil, stays as it is; so
@@ -146,7 +156,7 @@ func (f *file) patchOnce(ctx context.Context) error {
 		return fmt.Errorf("patch the content of inode %d: %w", f.ino, err)
 	}
 	below := f.base.below
-	if f.base.patches == nil {
+	if f.committed.Patches.First == 0 {
 		below = f.committed.Version
 	}
 	op := &namespace.PatchContent{Ino: f.ino, Base: f.committed.Version, Ranges: ranges, Size: size, Mtime: wrote}
@@ -220,7 +230,8 @@ func (v *Volume) foldLoop(ctx context.Context) {
 }
 
 // foldPatches makes one tree of what is stored of the file and the patches above. What
-// has no name any more will go with all it has.
+// has no name any more will go with all it has, and patches below a stream when that is
+// named.
 func (f *file) foldPatches(ctx context.Context) error {
 	// A round of collection waits: what is stored here has a name when it goes on.
 	f.v.copying.RLock()
@@ -230,11 +241,15 @@ func (f *file) foldPatches(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b.patches == nil || n.Nlink == 0 {
+	if n.Patches.First == 0 || n.Nlink == 0 || b.stream != nil {
 		f.v.patching.folded(f.ino, false, time.Time{})
 		return nil
 	}
-	c, err := f.v.content(ctx, &b, b.patches, n.Size)
+	over := b.patches
+	if over == nil { // all were cut away
+		over = &extents{}
+	}
+	c, err := f.v.content(ctx, &b, over, n.Size)
 	if err != nil {
 		return fmt.Errorf("fold the patches of inode %d: %w", f.ino, err)
 	}
@@ -246,10 +261,10 @@ func (f *file) foldPatches(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("fold the patches of inode %d: %w", f.ino, err)
 	}
-	if b, _, err = f.patched(ctx); err != nil {
+	if _, n, err = f.patched(ctx); err != nil {
 		return err
 	}
-	f.v.patching.folded(f.ino, b.patches != nil, f.v.o.Now()) // some may have come meanwhile
+	f.v.patching.folded(f.ino, n.Patches.First != 0, f.v.o.Now()) // some may have come meanwhile
 	return nil
 }
 
@@ -295,21 +310,25 @@ func (v *Volume) foldIno(ino namespace.Ino) error {
 }
 
 // FoldAbandoned has patches folded that nobody adds to any more: of files whose node
-// went away, or has closed them. It is for the node that leads.
+// went away, or has closed them. It is for the node that leads. Each call goes on where
+// the one before ended, since some may not be folded: what has no name, or lacks a block.
 func (v *Volume) FoldAbandoned() error {
 	if !v.o.State.MayPatch() {
 		return nil
 	}
 	var abandoned []namespace.Ino
-	before := v.now() - int64(patchIdle)
+	before, after := v.now()-int64(patchIdle), v.patching.pass(0)
 	err := v.o.State.Patched(func(ino namespace.Ino, newest int64) bool {
-		if newest < before {
+		if newest < before && ino > after {
 			abandoned = append(abandoned, ino)
 		}
 		return len(abandoned) < maxAbandoned
 	})
 	if err != nil {
 		return err
+	}
+	if len(abandoned) == maxAbandoned {
+		v.patching.pass(abandoned[maxAbandoned-1])
 	}
 	for _, ino := range abandoned {
 		if err := v.foldIno(ino); err != nil {

@@ -317,3 +317,64 @@ func TestAFoldThatComesTooLateFoldsNothing(t *testing.T) {
 	a.shows("file", want)
 	a.closeFile(f)
 }
+
+// Rule 18: patches of which a truncation has left nothing are folded like others, and those
+// that are made above them.
+func TestPatchesThatWereCutAwayAreFolded(t *testing.T) {
+	h, want := newPatchedHub(t, 2)
+	a, b := h.nodes[0], h.nodes[1]
+	f := a.openFile("file", syscall.O_RDWR)
+	resize := func(size int) {
+		_, err := a.SetAttr(t.Context(), f.Ino(), SetAttr{Valid: SetSize, Size: int64(size)})
+		a.must(err)
+		want = overlay(want, nil, size)[:size]
+	}
+	want = a.patch(f, want, []byte("cut away"), 200_000)
+	resize(100_000)
+	b.must(b.Barrier(t.Context()))
+	b.fold("file")
+	if p := b.patches("file"); p != (namespace.Patches{}) {
+		t.Errorf("patches are left: %+v", p)
+	}
+	b.shows("file", want)
+	want = a.patch(f, want, []byte("cut away"), 90_000)
+	resize(80_000)
+	resize(85_000)
+	want = a.patch(f, want, []byte("above"), 70_000)
+	a.fold("file")
+	if p := a.patches("file"); p != (namespace.Patches{}) {
+		t.Errorf("patches are left: %+v", p)
+	}
+	want = a.patch(f, want, []byte("cut away"), 80_000)
+	resize(70_000)
+	a.put(f, pattern(2<<20, 3), 70_000)
+	want = append(want, pattern(2<<20, 3)...)
+	eventually(t, "a stream", func() bool { return f.f.basis().stream != nil })
+	a.fold("file") // closing the file does it
+	a.closeFile(f)
+	a.shows("file", want)
+	b.shows("file", want)
+}
+
+// Rule 18: the leader gets to all files, however many there are that it does not fold.
+func TestFilesWithoutANameDoNotKeepOthersFromBeingFolded(t *testing.T) {
+	h, want := newPatchedHub(t, 2)
+	a, b := h.nodes[0], h.nodes[1]
+	for range maxAbandoned {
+		a.createFile("gone", want)
+		f := a.openFile("gone", syscall.O_RDWR)
+		defer f.Release()
+		a.patch(f, want, []byte("patch"), 0)
+		a.must(a.Unlink(t.Context(), namespace.RootIno, "gone"))
+	}
+	a.createFile("last", want)
+	f := a.openFile("last", syscall.O_RDWR)
+	want = a.patch(f, want, []byte("patch"), 0)
+	a.closeFile(f)
+	b.must(b.Barrier(t.Context()))
+	h.ahead.Store(int64(2 * patchIdle))
+	b.must(b.FoldAbandoned())
+	b.must(b.FoldAbandoned())
+	eventually(t, "a fold of the last file", func() bool { return b.patches("last").Count == 0 })
+	b.shows("last", want)
+}

@@ -29,17 +29,18 @@ func (h *Handle) Zero(ctx context.Context, off, n int64, keepSize bool) error {
 	if err := h.alive(); err != nil {
 		return err
 	}
-	if err := h.f.zero(context.WithoutCancel(ctx), off, n, keepSize); err != nil {
+	if err := h.zero(context.WithoutCancel(ctx), off, n, keepSize); err != nil {
 		return err
 	}
 	return h.changed(ctx)
 }
 
-func (f *file) zero(ctx context.Context, off, n int64, keepSize bool) error {
+func (h *Handle) zero(ctx context.Context, off, n int64, keepSize bool) error {
 	if off < 0 || n < 0 || off > maxSize-n {
 		return ErrTooBig
 	}
-	return f.change(ctx, func() {
+	f := h.f
+	return f.change(ctx, h, func() {
 		if keepSize {
 			n = min(n, f.size-off)
 		}
@@ -69,7 +70,7 @@ func (h *Handle) Allocate(ctx context.Context, off, n int64, keepSize bool) erro
 	if uint64(f.lacks(off, n)) > usage.Avail {
 		return cas.ErrNoSpace
 	}
-	err = f.change(context.WithoutCancel(ctx), func() {
+	err = f.change(context.WithoutCancel(ctx), h, func() {
 		if end := off + n; end > f.size && !keepSize {
 			f.dirty.put(extent{off: f.size, n: end - f.size, kind: zeros})
 		}
@@ -89,13 +90,13 @@ func (f *file) lacks(off, n int64) int64 {
 	return n - within + min(within, f.size-min(f.allocated(), f.size))
 }
 
-// change lets put change the dirty layer, with mu held. If it fails nothing has
+// change lets put change the dirty layer, with mu held. by is that of place. If it fails nothing has
 // changed, as the kernel believes, which keeps its pages then.
-func (f *file) change(ctx context.Context, put func()) error {
+func (f *file) change(ctx context.Context, by *Handle, put func()) error {
 	if err := f.foldMany(ctx); err != nil {
 		return err
 	}
-	if err := f.place(ctx, 0, maxSize, false, nil); err != nil {
+	if err := f.place(ctx, 0, maxSize, false, by); err != nil {
 		return err
 	}
 	defer f.mu.Unlock()
@@ -145,7 +146,7 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 		return 0, err
 	}
 	if n < h.f.v.o.shareMin {
-		return h.f.copyBytes(ctx, off, src.f, srcOff, n)
+		return h.copyBytes(ctx, off, src.f, srcOff, n)
 	}
 	copied := false
 	// Patches are copied as bytes.
@@ -155,13 +156,13 @@ func (h *Handle) copyRange(ctx context.Context, off int64, src *Handle, srcOff, 
 			return nil
 		}
 		copied = true
-		return h.f.change(ctx, func() { h.f.share(off, &b, srcOff, n) })
+		return h.f.change(ctx, h, func() { h.f.share(off, &b, srcOff, n) })
 	})
 	if err != nil {
 		return 0, err
 	}
 	if !named || !copied {
-		return h.f.copyBytes(ctx, off, src.f, srcOff, max(n, 0))
+		return h.copyBytes(ctx, off, src.f, srcOff, max(n, 0))
 	}
 	return n, nil
 }
@@ -199,7 +200,7 @@ func (f *file) stored(ctx context.Context) (base, int64, error) {
 	return f.base, f.committed.Size, nil
 }
 
-func (f *file) copyBytes(ctx context.Context, off int64, src *file, srcOff, n int64) (int64, error) {
+func (h *Handle) copyBytes(ctx context.Context, off int64, src *file, srcOff, n int64) (int64, error) {
 	p := make([]byte, min(n, copyPiece))
 	done := int64(0)
 	for done < n {
@@ -207,7 +208,7 @@ func (f *file) copyBytes(ctx context.Context, off int64, src *file, srcOff, n in
 		if err != nil || got == 0 {
 			return done, err
 		}
-		if err := f.write(ctx, p[:got], off+done, atOffset, nil); err != nil {
+		if err := h.f.write(ctx, p[:got], off+done, atOffset, h); err != nil {
 			return done, err
 		}
 		done += int64(got)

@@ -120,7 +120,7 @@ func (v *Volume) Observe(c *namespace.Change) {
 }
 
 // mark marks the files that the command changed. late says that it is one of this
-// node's own which was given up as lost.
+// node's own for which nobody waits any more.
 func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -128,6 +128,7 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 		v.seen.clear()
 		for _, f := range v.files {
 			f.stale.Store(true)
+			v.adopt(f)
 		}
 		return false
 	}
@@ -144,25 +145,31 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 			f.orphan = true // nothing can be named any more
 			f.mu.Unlock()
 		}
+		v.adopt(f)
 		if n.Folded {
 			f.stale.Store(true) // what it builds on will be gone from the store
 		}
 		if !n.Content {
 			continue
 		}
-		if own {
-			d := f.doubt.Load()
-			if d == nil {
-				continue // whoever proposed it knows
-			}
-			if d.landed.Store(true); !d.lost.Load() {
-				continue
-			}
-			late = true
+		waited, l := f.observed(c, n.Size, own)
+		if late = late || l; !waited {
+			f.stale.Store(true)
 		}
-		f.stale.Store(true)
 	}
 	return late
+}
+
+// adopt notes that a file without a name has one again, maybe by another node. Called
+// with v.mu held.
+func (v *Volume) adopt(f *file) {
+	if !f.orphan || !v.named(f.ino) {
+		return
+	}
+	delete(v.orphans, f.ino)
+	f.mu.Lock()
+	f.orphan = false
+	f.mu.Unlock()
 }
 
 func eventsOf(c *namespace.Change) []Event {

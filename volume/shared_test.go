@@ -322,6 +322,24 @@ func TestAFileUnlinkedElsewhereStaysReadableWhereItIsOpen(t *testing.T) {
 	}
 }
 
+// Another node may have looked the file up just before it was unlinked here.
+func TestAFileThatGetsANameElsewhereKeepsWhatIsWrittenHere(t *testing.T) {
+	h := newHub(t, 2)
+	a, b := h.nodes[0], h.nodes[1]
+	a.createFile("file", pattern(100_000, 1))
+	f := a.openFile("file", syscall.O_RDWR)
+	ino := b.find("file")
+	a.must(a.Unlink(t.Context(), namespace.RootIno, "file"))
+	a.put(f, []byte("written"), 5)
+	_, err := b.Link(t.Context(), ino, namespace.RootIno, "again")
+	b.must(err)
+	a.must(a.Barrier(t.Context()))
+	a.closeFile(f)
+	for _, m := range h.nodes {
+		m.shows("again", overlay(pattern(100_000, 1), []byte("written"), 5))
+	}
+}
+
 func TestWatchersLearnWhatOthersChanged(t *testing.T) {
 	h := newHub(t, 2)
 	a, b := h.nodes[0], h.nodes[1]

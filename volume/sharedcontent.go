@@ -42,7 +42,6 @@ type sharing struct {
 	stale   atomic.Bool   // the namespace may have other content
 	version atomic.Uint64 // of committed, 0: not known
 	folding atomic.Bool   // its patches will be folded soon
-	doubt   atomic.Pointer[doubt]
 	losses  atomic.Uint64 // how often what was written was given up
 
 	// Guarded by mu.
@@ -52,16 +51,7 @@ type sharing struct {
 	// Counts of writes and of attributes set when it was frozen.
 	frozenTouched, frozenLater uint64
 	condemned                  bool // what is not committed must not be any more
-}
-
-// doubt is a command whose outcome nobody knew. Only one about the content of an
-// inode is under way at a time.
-type doubt struct {
-	tail, end int64 // what it appended; guarded by file.mu
-	// Counts of writes and of attributes set as of the command.
-	touched, later uint64
-	lost           atomic.Bool // nobody waits for it any more
-	landed         atomic.Bool
+	doubts                     []*doubt
 }
 
 // fresh takes over what other nodes have named, if Observe said that there is
@@ -97,6 +87,9 @@ func (f *file) refresh(ctx context.Context) error {
 		return f.giveUp(ctx)
 	}
 	n, patches, err := f.v.o.State.Patches(f.ino)
+	if f.inDoubt() {
+		f.v.o.State.Told() // what of it is ours
+	}
 	switch {
 	case errors.Is(err, namespace.ErrNotFound) && f.base.below != unread:
 		return nil // reaped; what is here may be read to the end
@@ -135,12 +128,8 @@ func (f *file) rebase(ctx context.Context, n namespace.Inode, patches []namespac
 	}
 	f.mu.Lock()
 	before := f.dirty.mem
-	if own.n > 0 {
-		lower := f.v.noExtents()
-		lower.add(own)
-		f.dirty.under(&lower)
-	}
-	f.resolve()
+	f.lift(own)
+	f.resolve(n.Version)
 	moved := f.tail >= 0 && f.moveTail(n.Size)
 	f.v.mem.Add(f.dirty.mem - before)
 	f.stand(n, patches)
@@ -177,28 +166,13 @@ func (f *file) streamed(ctx context.Context) (extent, error) {
 	return extent{off: b.from, n: b.length - b.from, kind: shared, tree: f.v.reader(root), pos: b.from}, nil
 }
 
-// resolve ends a doubt about a command that was carried out: if nothing was written
-// since, all that is here is in the namespace, else what it appended. The rest is
-// named once more. Called with mu held.
-func (f *file) resolve() {
-	d := f.doubt.Load()
-	if d == nil || !d.landed.Load() {
-		return
-	}
-	f.doubt.Store(nil)
-	if f.touched == d.touched && f.later.n == d.later {
-		f.dirty.clear(0, maxSize)
-		f.later = later{n: f.later.n}
-		f.changed, f.under, f.tail, f.first, f.err = false, 0, -1, 0, nil
-		return
-	}
-	if d.tail < 0 {
-		return
-	}
-	f.dirty.clear(d.tail, d.end)
-	f.tail = -1
-	if end, ok := f.dirty.end(); ok && end > d.end {
-		f.tail = d.end
+// lift puts what streamed has returned back beneath what was written since. Called with
+// mu held.
+func (f *file) lift(own extent) {
+	if own.n > 0 {
+		lower := f.v.noExtents()
+		lower.add(own)
+		f.dirty.under(&lower)
 	}
 }
 
@@ -216,9 +190,6 @@ func (f *file) moveTail(size int64) bool {
 		f.dirty.add(e)
 	}
 	f.tail += delta
-	if d := f.doubt.Load(); d != nil && d.tail >= 0 {
-		d.tail, d.end = d.tail+delta, d.end+delta
-	}
 	return delta != 0
 }
 
@@ -262,13 +233,14 @@ func (f *file) place(ctx context.Context, off, n int64, atEnd bool, by *Handle) 
 	}
 }
 
-// fits reports whether a write leaves the tail what it is. Called with mu held.
+// fits reports whether a write leaves the tail what it is, and what is being named of
+// it what it was. Called with mu held.
 func (f *file) fits(off, end int64) bool {
 	tail := f.tail
 	if f.frozenTail >= 0 {
 		tail = f.frozenTail
 	}
-	return tail < 0 || end <= tail || f.doubt.Load() == nil && off >= tail && end <= f.size
+	return tail < 0 || end <= tail || f.frozenTail < 0 && len(f.doubts) == 0 && off >= tail && end <= f.size
 }
 
 // commitShared is commit of a file that others write, too. Called with move held,
@@ -296,18 +268,13 @@ func (f *file) retry(ctx context.Context, commit func(context.Context) error) er
 // nameShared proposes a change of the content, after which the file has the given size
 // and content. Called with move held.
 func (f *file) nameShared(ctx context.Context, op namespace.Op, size int64, c namespace.Content) error {
-	f.mu.Lock()
-	d := &doubt{tail: f.frozenTail, end: size, touched: f.frozenTouched, later: f.frozenLater}
-	f.mu.Unlock()
-	first := f.doubt.CompareAndSwap(nil, d) // before it can land
+	d := f.naming(size)
 	res, err := f.nameWith(ctx, op)
 	if err != nil {
-		if first {
-			f.doubted(d, res)
-		}
+		f.doubted(d, res)
 		return fmt.Errorf("name the content of inode %d: %w", f.ino, err)
 	}
-	f.doubt.Store(nil)
+	f.certain()
 	n := res.Inodes[len(res.Inodes)-1]
 	if n.Version != res.Index { // the inode as it is by now
 		n.Version, n.Content, n.Size = res.Index, c, size
@@ -316,20 +283,6 @@ func (f *file) nameShared(ctx context.Context, op namespace.Op, size int64, c na
 	f.v.seen.advance(f.ino, f.committed.Version, n.Version)
 	f.buildOn(n)
 	return nil
-}
-
-// doubted is called when a command has failed. If nothing is known of its outcome the
-// doubt stays, and ends when Observe sees the command or another one succeeds.
-func (f *file) doubted(d *doubt, res namespace.Result) {
-	if res.Err != nil {
-		f.doubt.Store(nil)
-		return
-	}
-	d.lost.Store(true)
-	if d.landed.Load() {
-		f.stale.Store(true)
-		f.v.tell([]Event{{Ino: f.ino, Content: true}})
-	}
 }
 
 // secureShared is secure: what others are to see after a loss of power must be named.
@@ -351,20 +304,28 @@ func (f *file) flush(ctx context.Context) error {
 }
 
 // setSizeShared is setSize. Called with move held, which others may have meanwhile.
-func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) error {
+func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool, by *Handle) error {
 	if err := f.secureShared(ctx); err != nil {
 		return err
 	}
-	var res namespace.Result
+	var (
+		res namespace.Result
+		own extent
+	)
 	err := f.inTurn(ctx, func() (err error) {
-		d := &doubt{tail: -1}
-		f.doubt.Store(d)
-		if res, err = f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv}); err != nil {
-			f.doubted(d, res)
+		if own, err = f.streamed(ctx); err != nil {
 			return err
 		}
-		f.doubt.Store(nil)
-		return nil
+		if by != nil {
+			if err := by.alive(); err != nil {
+				return err
+			}
+		}
+		d := f.sizing(size)
+		if res, err = f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv}); err != nil {
+			f.doubted(d, res)
+		}
+		return err
 	})
 	if err != nil {
 		return err
@@ -381,20 +342,36 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool) err
 	} else if !f.stale.Load() {
 		f.v.seen.advance(f.ino, f.committed.Version, n.Version)
 	}
+	if f.truncated(n, patches, own, size) {
+		f.v.tell([]Event{{Ino: f.ino, Content: true}})
+	}
+	return nil
+}
+
+// truncated makes n and its patches what the file builds on once it was given a size.
+// own is what was streamed meanwhile. What was appended meanwhile comes after, so that
+// it is not in the way of what others appended; it reports whether that moved it.
+// Called with move held.
+func (f *file) truncated(n namespace.Inode, patches []namespace.Range, own extent, size int64) (moved bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	before := f.dirty.mem
-	f.dirty.clear(size, maxSize)
-	f.v.mem.Add(f.dirty.mem - before)
-	if f.tail >= size {
-		f.tail = -1
+	f.lift(own)
+	f.resolve(n.Version)
+	f.doubts = nil
+	if f.tail < 0 {
+		f.dirty.clear(size, maxSize)
+	} else {
+		f.dirty.clear(size, f.tail)
+		moved = f.moveTail(n.Size)
 	}
+	f.v.mem.Add(f.dirty.mem - before)
 	f.stand(n, patches)
 	f.mtime, f.ctime = n.Mtime, n.Ctime
 	if f.dirty.empty() && f.later.mask == 0 {
 		f.changed, f.under = false, 0
 	}
-	return nil
+	return moved
 }
 
 // openShared is open of a file that others may write.
@@ -406,7 +383,7 @@ func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle
 		err = h.openSole(ctx)
 	}
 	if err == nil && flags&syscall.O_TRUNC != 0 {
-		if err = f.setSize(context.WithoutCancel(ctx), 0, false); err != nil {
+		if err = f.setSize(context.WithoutCancel(ctx), 0, false, nil); err != nil {
 			h.releaseSole()
 		}
 	}

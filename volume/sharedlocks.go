@@ -344,6 +344,7 @@ func (v *Volume) claim(ctx context.Context, f *file, s lockSpace, from, to uint6
 	defer v.node.leave(s, nl)
 	session := v.shared().Session()
 	if session == 0 {
+		nl.behind.Store(true) // it may go on
 		return false, namespace.ErrSession
 	}
 	again := nl.behind.Load()

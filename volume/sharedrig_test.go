@@ -45,9 +45,13 @@ type hub struct {
 type counted struct {
 	mem.Store
 	gets, puts atomic.Int64
+	stall      atomic.Pointer[chan struct{}] // until it is closed nothing is stored
 }
 
 func (s *counted) Put(ctx context.Context, blocks ...cas.Block) error {
+	if stall := s.stall.Load(); stall != nil {
+		<-*stall
+	}
 	s.puts.Add(int64(len(blocks)))
 	return s.Store.Put(ctx, blocks...)
 }
@@ -67,12 +71,16 @@ type member struct {
 
 	refusals atomic.Int64 // of changes of content, because others came first
 
+	proposing func(*namespace.Command)                // is called first
+	observing atomic.Pointer[func(*namespace.Change)] // is told before the volume
+
 	// Guarded by hub.mu.
 	applied    int
 	answers    map[int]namespace.Result // of commands that somebody here waits for
 	waiting    map[int]bool
 	cut        bool // reaches nobody, and is not reached
 	deaf       bool // its proposals count, but it does not learn it in time
+	hasty      bool // it does not even wait for it
 	seq        uint64
 	unanswered map[uint64]bool // proposals without an answer
 	recovery   sync.Map        // name to *bytes.Buffer
@@ -126,6 +134,11 @@ func (h *hub) newMember(i int) *member {
 			m.recovery.Store(name, b)
 			return b, nil
 		},
+	})
+	m.state.Observe(func(c *namespace.Change) {
+		if fn := m.observing.Load(); fn != nil {
+			(*fn)(c)
+		}
 	})
 	m.state.Observe(m.Observe)
 	go m.apply()
@@ -222,6 +235,9 @@ func (m *member) apply() {
 // Propose is that of the node's log.
 func (m *member) Propose(_ context.Context, c *namespace.Command) (namespace.Result, error) {
 	h := m.hub
+	if m.proposing != nil {
+		m.proposing(c)
+	}
 	session := namespace.SessionID(m.session.Load())
 	if session == 0 {
 		return namespace.Result{}, namespace.ErrSession
@@ -243,7 +259,7 @@ func (m *member) Propose(_ context.Context, c *namespace.Command) (namespace.Res
 	i := len(h.log)
 	defer delete(m.unanswered, c.Seq)
 	m.waiting[i] = true
-	for m.applied < i && !m.cut {
+	for m.applied < i && !m.cut && !m.hasty {
 		h.more.Wait()
 	}
 	res, ok := m.answers[i]

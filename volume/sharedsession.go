@@ -27,6 +27,7 @@ const (
 // with namespace.ErrSession until they are closed; others go on.
 func (v *Volume) SessionEnded() {
 	v.locks.expire()
+	v.forgetWaits()
 	v.node.sessionEnded()
 	v.mu.Lock()
 	var lost []*file
@@ -103,7 +104,7 @@ func (f *file) giveUp(ctx context.Context) error {
 	f.dirty = f.v.noExtents()
 	f.changed, f.condemned, f.under, f.tail, f.first, f.err = false, false, 0, -1, 0, nil
 	f.later = later{n: f.later.n + 1}
-	f.doubt.Store(nil)
+	f.doubts = nil
 	f.stand(n, patches)
 	f.mu.Unlock()
 	f.v.seen.forget(f.ino)

@@ -99,7 +99,11 @@ func (h *Handle) releaseSole() {
 
 // endSole gives the file back, unless the session has ended, with which it went.
 func (v *Volume) endSole(ctx context.Context, f *file, hold *soleHold) error {
-	if hold.session != v.shared().Session() {
+	switch v.shared().Session() {
+	case hold.session:
+	case 0:
+		return namespace.ErrSession // it may go on
+	default:
 		return nil
 	}
 	if err := f.flush(ctx); err != nil {

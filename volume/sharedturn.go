@@ -33,7 +33,7 @@ func (f *file) inTurn(ctx context.Context, do func() error) (err error) {
 	var ticket uint64
 	defer func() {
 		// If an outcome is unknown there may be no majority: others see to it.
-		if ticket != 0 && f.doubt.Load() == nil {
+		if ticket != 0 && !f.inDoubt() {
 			f.v.leaveTurn(ctx, f.ino, ticket)
 		}
 	}()

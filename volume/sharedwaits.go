@@ -100,7 +100,10 @@ func (w *lockWait) suspect() {
 // held.
 func (w *lockWait) say(wait *namespace.Wait) error {
 	session := w.v.shared().Session()
-	if session != w.session {
+	switch {
+	case session == 0 && w.said != nil:
+		return namespace.ErrSession // it may go on
+	case session != 0 && session != w.session:
 		w.said, w.session = nil, session // it went with the session
 	}
 	if session == 0 || !w.v.o.State.MayQueue() || wait == nil && w.said == nil || wait != nil && reflect.DeepEqual(wait, w.said) {
@@ -160,6 +163,19 @@ func (w *lockWait) takeBack() {
 func (v *Volume) endWaits() {
 	for _, w := range v.waits.of(anyOwner) {
 		w.mu.Lock()
+		if w.over {
+			w.takeBack()
+		}
+		w.mu.Unlock()
+	}
+}
+
+// forgetWaits is called when the session has ended, with which all went that the log was
+// told of.
+func (v *Volume) forgetWaits() {
+	for _, w := range v.waits.of(anyOwner) {
+		w.mu.Lock()
+		w.said = nil
 		if w.over {
 			w.takeBack()
 		}

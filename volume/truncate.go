@@ -13,12 +13,13 @@ import (
 // record of it as well, if it has others of the file, so that a restart that
 // puts written ranges back cuts them where they were cut.
 
-// setSize truncates or extends the file.
-func (f *file) setSize(ctx context.Context, size int64, killPriv bool) error {
+// setSize truncates or extends the file. by is who does it, and must still be allowed to
+// when it is done; nil if anybody may.
+func (f *file) setSize(ctx context.Context, size int64, killPriv bool, by *Handle) error {
 	f.move.Lock()
 	defer f.move.Unlock()
 	if f.v.Shared() {
-		return f.setSizeShared(ctx, size, killPriv)
+		return f.setSizeShared(ctx, size, killPriv, by)
 	}
 	f.mu.Lock()
 	streaming := f.base.stream != nil
