@@ -62,6 +62,7 @@ type cluster struct {
 
 	lastOK map[p2p.PeerID]time.Time // of members that are away: since when; of tend
 	folded time.Time                // when was last looked for patches that nobody folds; of tend
+	reaped namespace.Ino            // inodes without a name up to it were looked at; of tend
 
 	attending sync.Mutex
 	belongs   bool // the registry has had this node; under attending

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cairnfs/cairn/namespace"
@@ -139,7 +140,7 @@ func (c *cluster) reap(ctx context.Context) error {
 	if err != nil || len(orphans) == 0 {
 		return err
 	}
-	orphans = orphans[:min(len(orphans), reapBatch)]
+	orphans = c.someOrphans(orphans)
 	req := appendHolds(nil, c.n.state.Applied(), orphans)
 	held := make([]bool, len(orphans))
 	for _, peer := range c.n.state.Sessions() {
@@ -167,6 +168,18 @@ func (c *cluster) reap(ctx context.Context) error {
 	}
 	_, err = c.n.propose(ctx, ops...)
 	return err
+}
+
+// someOrphans returns those of all, which are in order, that come after the ones it
+// returned before, and begins anew after the last: many may be open for long.
+func (c *cluster) someOrphans(all []namespace.Ino) []namespace.Ino {
+	from, _ := slices.BinarySearch(all, c.reaped+1)
+	if from == len(all) {
+		from = 0
+	}
+	some := all[from:min(len(all), from+reapBatch)]
+	c.reaped = some[len(some)-1]
+	return some
 }
 
 // noteAway registers members that have not answered for long as away, so that
