@@ -428,13 +428,39 @@ const sessionPatience = 5 * time.Second
 // namesPatience is how long a node that has just joined waits for the names.
 const namesPatience = 60 * time.Second
 
-// recovery opens a file for what could not be stored under its name.
+// recovery opens a file for what could not be stored under its name. It is durable when it
+// is closed without an error: nothing else has these bytes.
 func (n *Node) recovery(name string) (io.WriteCloser, error) {
-	if err := os.MkdirAll(n.path(recoverDir), 0o700); err != nil {
+	dir := n.path(recoverDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(n.path(recoverDir), n.o.Now().UTC().Format("20060102T150405.000")+"-"+filepath.Base(name))
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	stem := n.o.Now().UTC().Format("20060102T150405.000") + "-"
+	for i := 1; ; i++ {
+		f, err := os.OpenFile(filepath.Join(dir, stem+filepath.Base(name)), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err == nil {
+			return recovered{f}, nil
+		}
+		if !errors.Is(err, os.ErrExist) || i == maxRecovered {
+			return nil, err
+		}
+		stem = fmt.Sprintf("%s%d-", stem[:len("20060102T150405.000-")], i+1)
+	}
+}
+
+// maxRecovered is how many files of one name are saved in a millisecond.
+const maxRecovered = 1000
+
+// recovered is a file that is durable when it is closed.
+type recovered struct{ *os.File }
+
+func (f recovered) Close() error {
+	err := errors.Join(f.Sync(), f.File.Close())
+	dir, openErr := os.Open(filepath.Dir(f.Name()))
+	if openErr != nil {
+		return errors.Join(err, openErr)
+	}
+	return errors.Join(err, dir.Sync(), dir.Close())
 }
 
 // observe is told of every command that was applied.
