@@ -227,6 +227,14 @@ func (c *coherence) removed(parent uint64, name string) {
 	}
 }
 
+// outdated has the kernel drop what it has of ino, soon.
+func (c *coherence) outdated(ino uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pending.inode(ino, true)
+	c.signal()
+}
+
 // forget notes that the kernel has forgotten ino.
 func (c *coherence) forget(ino uint64) {
 	if !c.began.Load() {

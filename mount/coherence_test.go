@@ -389,3 +389,52 @@ func TestAVolumeIsSharedWhileItIsMounted(t *testing.T) {
 	ok(t, os.Chmod(a.path("d"), 0o700))
 	eventually(t, "mode", func() bool { return stat(t, b.path("d")).Mode&0o777 == 0o700 })
 }
+
+// Rule 12: no notification waits for a page that the request which sends it holds. A
+// descriptor that is older than the cluster, or appends only since fcntl(2) said so,
+// writes through the page cache, and the kernel keeps a page that it has written in part
+// until it is answered.
+func TestAnAppendThroughThePageCacheIsAnswered(t *testing.T) {
+	for name, flags := range map[string]int{"opened before the cluster": unix.O_APPEND, "appends later": 0} {
+		t.Run(name, func(t *testing.T) {
+			c, a, b := newCluster(t)
+			write(t, a.path("log"), "one\n")
+			fd, err := unix.Open(a.path("log"), unix.O_RDWR|unix.O_CLOEXEC|flags, 0)
+			ok(t, err)
+			c.share()
+			if flags == 0 {
+				ok(t, unix.Close(fd))
+				fd, err = unix.Open(a.path("log"), unix.O_RDWR|unix.O_CLOEXEC, 0)
+				ok(t, err)
+				_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_APPEND)
+				ok(t, err)
+			}
+			other, err := os.OpenFile(b.path("log"), os.O_WRONLY|os.O_APPEND, 0)
+			ok(t, err)
+			_, err = other.WriteString("another node's\n")
+			ok(t, errors.Join(err, other.Close()))
+			wrote := make(chan error, 1)
+			go func() {
+				_, err := unix.Write(fd, []byte("two\n"))
+				wrote <- errors.Join(err, unix.Close(fd))
+			}()
+			select {
+			case err := <-wrote:
+				ok(t, err)
+			case <-time.After(20 * time.Second):
+				m, _ := mountAt(a.mount.Mountpoint())
+				ok(t, (&connection{device: m.device, path: m.path}).abort())
+				t.Fatal("no answer")
+			}
+			if flags == 0 {
+				return // where it was written is up to the kernel
+			}
+			want := "one\nanother node's\ntwo\n"
+			wantContent(t, b.path("log"), want)
+			eventually(t, "what was written", func() bool {
+				got, err := os.ReadFile(a.path("log"))
+				return err == nil && string(got) == want
+			})
+		})
+	}
+}

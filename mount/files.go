@@ -202,11 +202,18 @@ func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (in
 }
 
 // appended has the kernel drop what it holds of the end of a file if n bytes were
-// not appended where it thinks.
+// not appended where it thinks. A direct write, which alone names its lock owner, holds
+// no page. Others come by descriptors that are older than the cluster, or append only
+// since fcntl(2) said so: the kernel may hold a page until it is answered, so it is told
+// afterwards.
 func (fs *fileSystem) appended(in *fuse.WriteIn, n int) {
 	a, err := fs.vol.GetAttr(context.Background(), namespace.Ino(in.NodeId))
-	if err != nil || a.Size != int64(in.Offset)+int64(n) {
+	switch {
+	case err == nil && a.Size == int64(in.Offset)+int64(n):
+	case in.WriteFlags&fuse.WRITE_LOCKOWNER != 0:
 		fs.writeBack(in.NodeId, int64(in.Offset), 0)
+	default:
+		fs.coherent.outdated(in.NodeId)
 	}
 }
 
