@@ -426,9 +426,6 @@ func TestAnAppendThroughThePageCacheIsAnswered(t *testing.T) {
 				ok(t, (&connection{device: m.device, path: m.path}).abort())
 				t.Fatal("no answer")
 			}
-			if flags == 0 {
-				return // where it was written is up to the kernel
-			}
 			want := "one\nanother node's\ntwo\n"
 			wantContent(t, b.path("log"), want)
 			eventually(t, "what was written", func() bool {

@@ -315,7 +315,7 @@ func TestAppendingToASharedFilePassesTheKernelsCacheBy(t *testing.T) {
 	if out.OpenFlags&fuse.FOPEN_DIRECT_IO == 0 {
 		t.Errorf("flags %#x", out.OpenFlags)
 	}
-	in := fuse.WriteIn{InHeader: header(node), Fh: out.Fh, Flags: syscall.O_RDWR | syscall.O_APPEND}
+	in := fuse.WriteIn{InHeader: header(node), Fh: out.Fh, Flags: syscall.O_RDWR | syscall.O_APPEND, WriteFlags: fuse.WRITE_LOCKOWNER}
 	for i, want := range []bool{false, true} { // at 0 it is in place, and then at 4
 		if _, status := k.Write(nil, &in, []byte("text")); status != fuse.OK {
 			t.Fatal(status)

@@ -172,7 +172,8 @@ func (fs *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (u
 }
 
 func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (int, error) {
-	ctx, write := context.Background(), h.Write
+	ctx := context.Background()
+	write := func(ctx context.Context, p []byte, off int64) (int, error) { return h.WriteAs(ctx, p, off, in.Flags) }
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
 		// Pages of a shared mapping. The kernel sends them through any handle,
 		// maybe one that appends. It may send them when an open with O_TRUNC

@@ -183,7 +183,7 @@ func TestPagesOfAMappingGoWhereTheyBelong(t *testing.T) {
 	write := fuse.WriteIn{InHeader: header(node), Fh: open.Fh, Offset: 2, WriteFlags: fuse.WRITE_CACHE}
 	_, status = k.Write(nil, &write, []byte("ab"))
 	k.want(status, fuse.OK)
-	write = fuse.WriteIn{InHeader: header(node), Fh: open.Fh, Offset: 2}
+	write = fuse.WriteIn{InHeader: header(node), Fh: open.Fh, Offset: 2, Flags: syscall.O_RDWR | syscall.O_APPEND}
 	_, status = k.Write(nil, &write, []byte("end"))
 	k.want(status, fuse.OK)
 	res, status := k.Read(nil, &fuse.ReadIn{InHeader: header(node), Fh: fh}, make([]byte, 100))

@@ -57,8 +57,14 @@ func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
 // returns len(p). With O_SYNC or O_DSYNC it is durable on return. The handle
 // does not keep p.
 func (h *Handle) Write(ctx context.Context, p []byte, off int64) (int, error) {
+	return h.WriteAs(ctx, p, off, h.flags)
+}
+
+// WriteAs is Write with the flags that the descriptor has by now, of which O_APPEND
+// counts: fcntl(2) sets and clears it.
+func (h *Handle) WriteAs(ctx context.Context, p []byte, off int64, flags uint32) (int, error) {
 	to := atOffset
-	if h.flags&syscall.O_APPEND != 0 {
+	if flags&syscall.O_APPEND != 0 {
 		to = atEnd
 	}
 	return h.write(ctx, p, off, to)

@@ -164,6 +164,13 @@ func openAppends(r *rules) {
 			c.ok(err)
 		}
 		c.holds(path, "723456")
+		// Also if it was opened with it.
+		fd = c.open(path, unix.O_WRONLY|unix.O_APPEND)
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+		c.ok(err)
+		_, err = unix.Pwrite(fd, []byte("8"), 1)
+		c.ok(err)
+		c.holds(path, "783456")
 	})
 }
 
