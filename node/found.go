@@ -27,6 +27,9 @@ func (n *Node) found(ctx context.Context) (err error) {
 		return err
 	}
 	n.memberFile.Raft, n.memberFile.Cluster = 1, hex.EncodeToString(id[:])
+	if v := n.state.View(); v != nil { // an attempt before has come that far
+		n.memberFile.Cluster = v.Cluster
+	}
 	n.takeOptions()
 	c, err := n.newCluster()
 	if err != nil {
@@ -45,6 +48,7 @@ func (n *Node) found(ctx context.Context) (err error) {
 		return err
 	}
 	n.volume.Share(c.group)
+	c.announce(ctx) // an attempt before may have registered other addresses
 	return nil
 }
 

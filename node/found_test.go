@@ -1,0 +1,59 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/node/control"
+)
+
+// patience is a context that ends when it has been asked so often whether it has.
+type patience struct {
+	context.Context
+	left atomic.Int32
+}
+
+func (p *patience) Err() error {
+	if p.left.Add(-1) < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// A command that is given up while it founds a cluster may be given again. Whatever
+// became of the first try, what the node keeps, what it tells others and what its names
+// say is of one cluster, and where it listens now.
+func TestFoundingThatWasGivenUpIsDoneAgain(t *testing.T) {
+	for left := int32(0); ; left++ {
+		a := openMember(t, Options{Dir: "a", FS: vfs.NewMem()})
+		given := &patience{Context: t.Context()}
+		given.left.Store(left)
+		_, givenUp := a.Invite(given, control.InviteOptions{})
+		if givenUp != nil && !errors.Is(givenUp, context.Canceled) {
+			t.Fatal(givenUp)
+		}
+		if _, err := a.Invite(t.Context(), control.InviteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		c, v := a.cluster.Load(), a.state.View()
+		m, _, err := readMember(a.o.FS, a.o.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Cluster != v.Cluster || c.member.Cluster != v.Cluster {
+			t.Errorf("given up after %d: of cluster %s, kept %s, told %s", left, v.Cluster, m.Cluster, c.member.Cluster)
+		}
+		if got, want := v.Member(c.self).Addrs, c.host.Addrs(); !slices.Equal(got, want) {
+			t.Errorf("given up after %d: registered at %v, listens at %v", left, got, want)
+		}
+		a.close(t)
+		if givenUp == nil {
+			return
+		}
+	}
+}
