@@ -45,6 +45,7 @@ func (n *Node) found(ctx context.Context) (err error) {
 	}
 	c.start(ctx)
 	if err := c.awaitSession(ctx); err != nil {
+		n.log.fail(err) // those who wait for it are to know it as well
 		return err
 	}
 	n.volume.Share(c.group)

@@ -57,3 +57,21 @@ func TestFoundingThatWasGivenUpIsDoneAgain(t *testing.T) {
 		}
 	}
 }
+
+// Whoever waits for the node's failure learns of it, also when a founding met it first.
+func TestAFailureThatAFoundingMeetsIsTheNodes(t *testing.T) {
+	a := openMember(t, Options{Dir: "a", FS: vfs.NewMem()})
+	broken := errors.New("broken")
+	a.failed <- broken
+	if _, err := a.Invite(t.Context(), control.InviteOptions{}); !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-a.Failed():
+		if !errors.Is(err, broken) {
+			t.Error(err)
+		}
+	default:
+		t.Error("the node goes on")
+	}
+}
