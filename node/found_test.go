@@ -3,12 +3,16 @@ package node
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
+	"github.com/cairnfs/cairn/chunker"
 	"github.com/cairnfs/cairn/node/control"
 )
 
@@ -73,5 +77,45 @@ func TestAFailureThatAFoundingMeetsIsTheNodes(t *testing.T) {
 		}
 	default:
 		t.Error("the node goes on")
+	}
+}
+
+// A store is made a member's with the cluster's chunk sizes, or not at all.
+func TestAJoinThatWasInterruptedIsNotTakenForAStore(t *testing.T) {
+	dir := t.TempDir()
+	params := chunker.Params{Algorithm: chunker.DefaultParams().Algorithm, Min: 4 << 10, Avg: 16 << 10, Max: 64 << 10}
+	a := openMember(t, Options{Dir: filepath.Join(dir, "a"), Chunker: params})
+	inv, err := a.Invite(t.Context(), control.InviteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	interrupted, failing := errors.New("interrupted"), true
+	o := JoinOptions{Dir: filepath.Join(dir, "b"), Token: inv.Token, Listen: loopback, Logger: a.o.Logger}
+	o.FS = errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if failing && strings.HasPrefix(filepath.Base(op.Path), configName) && op.Kind == errorfs.OpCreate {
+			return interrupted
+		}
+		return nil
+	}))
+	if _, err := Join(t.Context(), o); !errors.Is(err, interrupted) {
+		t.Fatal(err)
+	}
+	failing = false
+	b, err := Open(t.Context(), Options{Dir: o.Dir, FS: o.FS, Create: true, Listen: loopback, Reserve: -1, Logger: a.o.Logger})
+	if err == nil {
+		if got := chunker.Params(b.config.Chunker); got != params {
+			t.Errorf("a member cuts files as %+v, the cluster as %+v", got, params)
+		}
+		b.close(t)
+		return
+	}
+	if !errors.Is(err, ErrNotEmpty) {
+		t.Errorf("opened before it has joined: %v", err)
+	}
+	if _, err := Join(t.Context(), o); err != nil {
+		t.Fatalf("join again: %v", err)
+	}
+	if b = openMember(t, Options{Dir: o.Dir, FS: o.FS}); chunker.Params(b.config.Chunker) != params {
+		t.Errorf("cuts files as %+v", b.config.Chunker)
 	}
 }

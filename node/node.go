@@ -282,6 +282,9 @@ func (n *Node) openDir(context.Context) error {
 	}
 	n.refusal.Store(n.memberFile.Refused)
 	if n.config, err = n.readConfig(); errors.Is(err, ErrNoStore) && o.Create {
+		if n.memberFile.Joined { // how files are cut is up to the cluster
+			return fmt.Errorf("%w: joining cluster %s was interrupted; join again", ErrNotEmpty, n.memberFile.Cluster)
+		}
 		if n.config, err = newConfig(o.Random, o.Now(), o.Chunker); err != nil {
 			return err
 		}
