@@ -271,6 +271,29 @@ func TestOneWrongClockDoesNotMoveLogTime(t *testing.T) {
 	}
 }
 
+// Rule 5: a node with a wrong clock that opens another session does not agree with
+// itself.
+func TestTheClaimOfASessionThatEndedIsForgotten(t *testing.T) {
+	f := newCluster(t)
+	f.do(&Redeem{Invite: InviteID{1}, Member: storageMember("b")})
+	a := f.open("a")
+	f.open("b")
+	start, later := f.now, f.now+365*24*3600*second
+	f.now = later
+	f.as(a, 1, 0, &SetAttr{Ino: RootIno})
+	f.now = 0 // opening a session does not move log time
+	a = f.open("a")
+	if f.s.Confirms(a, later) {
+		t.Error("a node is to confirm what it said itself")
+	}
+	f.now = later
+	f.as(a, 1, 0, &SetAttr{Ino: RootIno})
+	if got := f.s.meta.logTime; got != start {
+		t.Errorf("one node alone moved log time by %d s", (got-start)/second)
+	}
+	f.check()
+}
+
 // A clock that was not believed may be when its command is repeated, but that changes
 // nothing.
 func TestARepeatedCommandDoesNotMoveTheTimeIndex(t *testing.T) {
