@@ -265,6 +265,14 @@ func TestOneWrongClockDoesNotMoveLogTime(t *testing.T) {
 	if got := at(b, start+year+second); got != start+year+second {
 		t.Errorf("two sessions agree, log time moved by %d s", (got-start)/second)
 	}
+	year += 100 * second
+	at(a, start+year+2*3600*second)
+	if got := at(b, start+30*year); got != start+year+2*3600*second {
+		t.Errorf("one session says two hours and another years, log time moved by %d s", (got-start-year)/second)
+	}
+	if got := at(a, start+year+3*3600*second); got != start+year+3*3600*second {
+		t.Errorf("an hour later, log time moved by %d s", (got-start-year)/second)
+	}
 	f.do(&EndSession{Session: b})
 	if got := at(a, start+3*year); got != start+3*year {
 		t.Errorf("the only session, log time moved by %d s", (got-start)/second)

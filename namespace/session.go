@@ -202,8 +202,8 @@ func (t *txn) endSession(id SessionID) error {
 		v.value = nil
 	}
 	t.cluster.ended = append(t.cluster.ended, id)
-	if t.claim == id {
-		t.claim = 0 // or the member's next session would agree with it
+	if t.claim.session == id && t.s.version >= claimsVersion {
+		t.claim = timeClaim{} // or the member's next session would agree with it
 	}
 	return t.unlockAll(id)
 }
