@@ -319,7 +319,7 @@ func (c *checker) checkHistory() error {
 		} else if began >= ended || began < lastEnded || ended > c.meta.applied {
 			c.problem(0, "history of %q from %d to %d, the one before ended at %d", tail, began, ended, lastEnded)
 		}
-		if err == nil && tail[0] == tagInode {
+		if err == nil && tail[0] == tagInode && c.readable(began, ended) {
 			c.checkPastPatches(tail, value)
 		}
 		lastEnded = ended
@@ -333,6 +333,13 @@ func (c *checker) checkHistory() error {
 		c.problem(0, "%d values of history, %d are listed for trimming", values, listed)
 	}
 	return err
+}
+
+// readable reports whether a value of history is still shown. What is not goes bit by
+// bit, and what it refers to may go first.
+func (c *checker) readable(began, ended uint64) bool {
+	_, kept := snapshotOf(c.snapshots, began, ended)
+	return kept || ended > c.meta.trimmed
 }
 
 // countListed counts the history values that trimming will find.

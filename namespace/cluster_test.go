@@ -265,10 +265,41 @@ func TestOneWrongClockDoesNotMoveLogTime(t *testing.T) {
 	if got := at(b, start+year+second); got != start+year+second {
 		t.Errorf("two sessions agree, log time moved by %d s", (got-start)/second)
 	}
+	year += 100 * second
+	at(a, start+year+2*3600*second)
+	if got := at(b, start+30*year); got != start+year+2*3600*second {
+		t.Errorf("one session says two hours and another years, log time moved by %d s", (got-start-year)/second)
+	}
+	if got := at(a, start+year+3*3600*second); got != start+year+3*3600*second {
+		t.Errorf("an hour later, log time moved by %d s", (got-start-year)/second)
+	}
 	f.do(&EndSession{Session: b})
 	if got := at(a, start+3*year); got != start+3*year {
 		t.Errorf("the only session, log time moved by %d s", (got-start)/second)
 	}
+}
+
+// Rule 5: a node with a wrong clock that opens another session does not agree with
+// itself.
+func TestTheClaimOfASessionThatEndedIsForgotten(t *testing.T) {
+	f := newCluster(t)
+	f.do(&Redeem{Invite: InviteID{1}, Member: storageMember("b")})
+	a := f.open("a")
+	f.open("b")
+	start, later := f.now, f.now+365*24*3600*second
+	f.now = later
+	f.as(a, 1, 0, &SetAttr{Ino: RootIno})
+	f.now = 0 // opening a session does not move log time
+	a = f.open("a")
+	if f.s.Confirms(a, later) {
+		t.Error("a node is to confirm what it said itself")
+	}
+	f.now = later
+	f.as(a, 1, 0, &SetAttr{Ino: RootIno})
+	if got := f.s.meta.logTime; got != start {
+		t.Errorf("one node alone moved log time by %d s", (got-start)/second)
+	}
+	f.check()
 }
 
 // A clock that was not believed may be when its command is repeated, but that changes

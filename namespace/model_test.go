@@ -22,6 +22,7 @@ type model struct {
 
 	past     map[Ino][]version // overwritten inodes
 	worlds   map[uint64]world  // by index
+	latest   uint64            // snapshot before the command under way
 	touched  map[Ino]bool      // by the command under way
 	trimming bool              // as well
 	created  Ino
@@ -91,6 +92,7 @@ func (m *model) apply(index uint64, cmd *Command) (*model, []Inode, error) {
 	n.pins, n.snapshots = maps.Clone(m.pins), maps.Clone(m.snapshots)
 	n.touched, n.trimming, n.created, n.orphaned, n.replaced = map[Ino]bool{}, false, 0, 0, 0
 	n.applied, n.logTime = index, max(m.logTime, cmd.Time)
+	n.latest = slices.Max(append(slices.Collect(maps.Values(m.snapshots)), 0))
 	var results []Inode
 	for _, op := range cmd.Ops {
 		ino, err := n.do(cmd.Time, op)
@@ -117,15 +119,11 @@ func (m *model) apply(index uint64, cmd *Command) (*model, []Inode, error) {
 // settle decides, for each inode that was touched, whether its last version stays
 // visible.
 func (m *model) settle(old *model) {
-	latest := uint64(0)
-	for _, index := range old.snapshots {
-		latest = max(latest, index)
-	}
 	for ino, was := range old.inodes {
 		now := m.inodes[ino]
 		keep := now == nil
 		if now != nil && m.touched[ino] {
-			keep = m.logTime-was.beganTime >= coalesce || latest >= was.Began && len(old.snapshots) > 0
+			keep = m.logTime-was.beganTime >= coalesce || m.latest >= was.Began && len(old.snapshots) > 0
 			if keep {
 				now.Began, now.beganTime = m.applied, m.logTime
 			}

@@ -84,19 +84,37 @@ func (s *State) Group() ([]byte, error) {
 // there is no other: else a machine whose clock is years ahead would end history.
 const maxJump = int64(time.Hour)
 
-// nextLogTime returns log time as of the command, and who alone says that it should
-// be much later.
-func (t *txn) nextLogTime(cmd *Command) (int64, SessionID) {
-	now := t.meta.logTime
+// timeClaim is what a session alone says: that log time should be much later. The zero
+// timeClaim is none.
+type timeClaim struct {
+	session SessionID
+	time    int64 // from claimsVersion on
+}
+
+// claimsVersion is from which version of the namespace on a claim ends with its session
+// and counts no further than it goes.
+const claimsVersion = 2
+
+// nextLogTime returns log time as of the command, and what one session alone says then.
+// When two sessions say that it should be much later, it goes no further than either
+// vouches for: a clock that is years ahead may be the one or the other.
+func (t *txn) nextLogTime(cmd *Command) (int64, timeClaim) {
+	now, was := t.meta.logTime, timeClaim{t.meta.timeClaim, t.meta.timeClaimed}
+	claim := timeClaim{session: cmd.Session}
+	if t.s.version >= claimsVersion {
+		claim.time = cmd.Time
+	}
 	switch {
 	case cmd.Time <= now:
-		return now, t.meta.timeClaim
-	case cmd.Session == 0, now == 0, cmd.Time-now <= maxJump:
-		return cmd.Time, 0
-	case t.meta.timeClaim != 0 && t.meta.timeClaim != cmd.Session, len(t.s.sessions) == 1:
-		return cmd.Time, 0
+		return now, was
+	case cmd.Session == 0, now == 0, cmd.Time-now <= maxJump, len(t.s.sessions) == 1:
+		return cmd.Time, timeClaim{}
+	case was.session == 0 || was.session == cmd.Session:
+		return now, claim
+	case was.time == 0 || cmd.Time-was.time <= maxJump:
+		return cmd.Time, timeClaim{}
 	}
-	return now, cmd.Session
+	return was.time, claim
 }
 
 // Confirms reports whether another session than the given one says that log time should

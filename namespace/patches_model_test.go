@@ -3,7 +3,6 @@ package namespace
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -71,7 +70,7 @@ func (m *model) patch(_ int64, n *modelInode, op *PatchContent) error {
 	if n.Patches.First == 0 {
 		n.Patches.Below = n.Version
 	}
-	if pinned := n.Began <= slices.Max(append(slices.Collect(maps.Values(m.snapshots)), 0)); n.Patches.Cost <= manyPatches || m.logTime-n.beganTime >= coalescePatches || pinned {
+	if pinned := n.Began <= m.latest; n.Patches.Cost <= manyPatches || m.logTime-n.beganTime >= coalescePatches || pinned {
 		m.touched[n.Ino] = true
 	}
 	n.layOver(append(slices.Clip(n.patches), modelPatch{number: m.applied, ranges: op.Ranges, cost: patchCost(value)}))

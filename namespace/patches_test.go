@@ -281,3 +281,19 @@ func TestPatchesAreRefusedBeforeTheirVersion(t *testing.T) {
 		t.Errorf("at version 2: %v, %v, patches %t", r.Err, err, s.MayPatch())
 	}
 }
+
+// A file with many patches is forgotten in several commands, and the patches go first.
+func TestCheckUnderstandsHistoryThatIsTrimmedInPart(t *testing.T) {
+	p := newPatched(t)
+	for range MaxTrim {
+		p.patch(0, 1, 1)
+	}
+	p.do(&Unlink{Parent: RootIno, Name: "f"}, &Reap{Ino: p.ino})
+	for more := true; more; {
+		more = p.do(&TrimHistory{Index: p.s.Applied()}).More
+		checkState(t, p.s)
+	}
+	if versions, patches := p.history(); versions+patches != 0 {
+		t.Errorf("%d versions and %d patches are left of trimmed history", versions, patches)
+	}
+}

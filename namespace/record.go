@@ -109,6 +109,7 @@ type meta struct {
 	swept       uint64
 	position    Position
 	timeClaim   SessionID
+	timeClaimed int64
 	patches     uint64 // cost of all patches
 }
 
@@ -171,7 +172,7 @@ func (e *encoder) encodeMeta(m *meta) []byte {
 	p.Applied, p.NextIno, p.LogTime, p.IndexedTime = m.applied, uint64(m.nextIno), m.logTime, m.indexedTime
 	p.Trimmed, p.Swept = m.trimmed, m.swept
 	p.Entry, p.EntryCommands, p.EntryTerm = m.position.Entry, m.position.Commands, m.position.Term
-	p.TimeClaim, p.Patches = uint64(m.timeClaim), m.patches
+	p.TimeClaim, p.TimeClaimed, p.Patches = uint64(m.timeClaim), m.timeClaimed, m.patches
 	p.Files, p.Dirs, p.LogicalBytes = uint64(m.stats.Files), uint64(m.stats.Dirs), uint64(m.stats.LogicalBytes)
 	return e.marshal(p)
 }
@@ -246,7 +247,7 @@ func decodeMeta(b []byte) (meta, error) {
 	}
 	return meta{
 		applied: m.Applied, nextIno: Ino(m.NextIno), logTime: m.LogTime, indexedTime: m.IndexedTime,
-		trimmed: m.Trimmed, swept: m.Swept, timeClaim: SessionID(m.TimeClaim), patches: m.Patches,
+		trimmed: m.Trimmed, swept: m.Swept, timeClaim: SessionID(m.TimeClaim), timeClaimed: m.TimeClaimed, patches: m.Patches,
 		position: Position{Entry: m.Entry, Commands: m.EntryCommands, Term: m.EntryTerm},
 		stats:    Stats{Files: int64(m.Files), Dirs: int64(m.Dirs), LogicalBytes: int64(m.LogicalBytes)},
 	}, nil

@@ -202,6 +202,9 @@ func (t *txn) endSession(id SessionID) error {
 		v.value = nil
 	}
 	t.cluster.ended = append(t.cluster.ended, id)
+	if t.claim.session == id && t.s.version >= claimsVersion {
+		t.claim = timeClaim{} // or the member's next session would agree with it
+	}
 	return t.unlockAll(id)
 }
 

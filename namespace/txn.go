@@ -22,7 +22,7 @@ type txn struct {
 	index   uint64
 	now     int64 // the command's Time, for inodes
 	logTime int64 // for history
-	claim   SessionID
+	claim   timeClaim
 	place   Position // of the command in the group's log; zero in a group of one
 	meta    meta
 	created Ino // what Created stands for
@@ -129,7 +129,8 @@ func (t *txn) run(cmd *Command) {
 			t.result.Inodes[i] = n.inode(n.tail)
 		}
 	}
-	t.meta.applied, t.meta.logTime, t.meta.timeClaim = t.index, t.logTime, t.claim
+	t.meta.applied, t.meta.logTime = t.index, t.logTime
+	t.meta.timeClaim, t.meta.timeClaimed = t.claim.session, t.claim.time
 	for _, n := range t.inodes[:t.nInodes] {
 		if n.stored && n.dirty {
 			t.meta.stats.add(n.old.counts(), -1)

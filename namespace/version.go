@@ -29,7 +29,8 @@ import (
 //
 //	1  names, members, sessions, locks
 //	2  SetVersion, and versions in registrations; TakeTurn, AwaitLock; patches of content;
-//	   collection of blocks
+//	   collection of blocks; claims of a much later log time end with their session and count
+//	   no further than they go
 const Version = 2
 
 // SetVersion raises the namespace's version. One that is reached already is no

@@ -791,8 +791,9 @@ type Meta struct {
 	Entry         uint64 `protobuf:"fixed64,10,opt,name=entry,proto3" json:"entry,omitempty"`
 	EntryCommands uint32 `protobuf:"varint,11,opt,name=entry_commands,json=entryCommands,proto3" json:"entry_commands,omitempty"`
 	EntryTerm     uint64 `protobuf:"fixed64,12,opt,name=entry_term,json=entryTerm,proto3" json:"entry_term,omitempty"`
-	TimeClaim     uint64 `protobuf:"varint,13,opt,name=time_claim,json=timeClaim,proto3" json:"time_claim,omitempty"` // session that alone claims a time far ahead of log_time
-	Patches       uint64 `protobuf:"fixed64,14,opt,name=patches,proto3" json:"patches,omitempty"`                     // cost of all patches above current content
+	TimeClaim     uint64 `protobuf:"varint,13,opt,name=time_claim,json=timeClaim,proto3" json:"time_claim,omitempty"`        // session that alone claims a time far ahead of log_time
+	Patches       uint64 `protobuf:"fixed64,14,opt,name=patches,proto3" json:"patches,omitempty"`                            // cost of all patches above current content
+	TimeClaimed   int64  `protobuf:"fixed64,15,opt,name=time_claimed,json=timeClaimed,proto3" json:"time_claimed,omitempty"` // what time_claim says, from version 2 on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -921,6 +922,13 @@ func (x *Meta) GetTimeClaim() uint64 {
 func (x *Meta) GetPatches() uint64 {
 	if x != nil {
 		return x.Patches
+	}
+	return 0
+}
+
+func (x *Meta) GetTimeClaimed() int64 {
+	if x != nil {
+		return x.TimeClaimed
 	}
 	return 0
 }
@@ -4193,7 +4201,7 @@ const file_namespace_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x10R\x04time\"#\n" +
 	"\x06Format\x12\x19\n" +
-	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\x8d\x03\n" +
+	"\bhash_key\x18\x01 \x01(\fR\ahashKey\"\xb0\x03\n" +
 	"\x04Meta\x12\x18\n" +
 	"\aapplied\x18\x01 \x01(\x06R\aapplied\x12\x19\n" +
 	"\bnext_ino\x18\x02 \x01(\x06R\anextIno\x12\x19\n" +
@@ -4211,7 +4219,8 @@ const file_namespace_proto_rawDesc = "" +
 	"entry_term\x18\f \x01(\x06R\tentryTerm\x12\x1d\n" +
 	"\n" +
 	"time_claim\x18\r \x01(\x04R\ttimeClaim\x12\x18\n" +
-	"\apatches\x18\x0e \x01(\x06R\apatches\"\xa5\x01\n" +
+	"\apatches\x18\x0e \x01(\x06R\apatches\x12!\n" +
+	"\ftime_claimed\x18\x0f \x01(\x10R\vtimeClaimed\"\xa5\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x10R\x04time\x12(\n" +
 	"\x03ops\x18\x02 \x03(\v2\x16.cairn.namespace.v1.OpR\x03ops\x12\x18\n" +
