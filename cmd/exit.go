@@ -154,6 +154,7 @@ func outcomes() []outcome {
 		{is(node.ErrUnreachable), codeUnavailable, ""},
 		{is(node.ErrHasStore), codeFailed, "choose another one with --dir"},
 		{is(node.ErrJoined), codeFailed, "run it with `cairn mount` or `cairn serve`"},
+		{is(node.ErrFounder), codeFailed, "start it, and join again if its cluster refuses it"},
 		{is(node.ErrNotMember), codeFailed, "`cairn join` without --rejoin takes an empty directory"},
 		{is(node.ErrListen), codeUnavailable, "choose another address with --listen"},
 		{is(node.ErrKeyMode), codeFailed, ""},

@@ -217,7 +217,7 @@ type Joined struct {
 // Nothing runs on return: Open does.
 //
 // Errors: those of invite.Parse; ErrHasStore, ErrJoined, ErrNotEmpty, with Rejoin
-// ErrNotMember; ErrUnreachable;
+// ErrNotMember, ErrFounder; ErrUnreachable;
 // ErrRefused with the reason. After any of them it can be called again.
 func Join(ctx context.Context, o JoinOptions) (Joined, error) {
 	no := Options{Dir: o.Dir, FS: o.FS, Now: o.Now, Random: o.Random, Logger: o.Logger, Command: "cairn join", network: o.network}

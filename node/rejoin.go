@@ -27,7 +27,11 @@ const nextSuffix = ".next"
 // ErrNotMember says that the store is not that of a member.
 var ErrNotMember = errors.New("this is not the data directory of a former member")
 
-// checkRejoin fails if the data directory is not that of a member.
+// ErrFounder says that the store founded its cluster, which may have no other member: then
+// its names are the only ones.
+var ErrFounder = errors.New("this node founded its cluster and was not refused by it, so its names may be the only copy")
+
+// checkRejoin fails if the data directory is not that of a former member.
 func (n *Node) checkRejoin() error {
 	if _, err := readConfig(n.o.FS, n.o.Dir); errors.Is(err, ErrNoStore) {
 		return ErrNotMember
@@ -38,8 +42,11 @@ func (n *Node) checkRejoin() error {
 	if err != nil {
 		return err
 	}
-	if !ok || m.Raft == 0 {
+	switch {
+	case !ok || m.Raft == 0:
 		return ErrNotMember
+	case !m.Joined && m.Refused == nil:
+		return ErrFounder
 	}
 	if _, err := n.o.FS.Stat(n.path(memberName + nextSuffix)); err == nil {
 		return fmt.Errorf("%w: it has rejoined", ErrJoined)

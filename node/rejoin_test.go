@@ -113,14 +113,22 @@ func TestOnlyAFormerMemberRejoins(t *testing.T) {
 	alone := openMember(t, Options{Dir: filepath.Join(dir, "alone")})
 	write(t, alone.Volume(), "mine", []byte("mine"))
 	alone.close(t)
-	for _, name := range []string{"alone", "nothing"} {
+	founder := openMember(t, Options{Dir: filepath.Join(dir, "founder")})
+	write(t, founder.Volume(), "mine", []byte("mine"))
+	if _, err := founder.Invite(t.Context(), control.InviteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	founder.close(t) // nobody has come, so nobody else has its names
+	for name, want := range map[string]error{"alone": ErrNotMember, "nothing": ErrNotMember, "founder": ErrFounder} {
 		o := JoinOptions{Dir: filepath.Join(dir, name), Token: inv.Token, Listen: loopback, Rejoin: true}
-		if _, err := Join(t.Context(), o); !errors.Is(err, ErrNotMember) {
+		if _, err := Join(t.Context(), o); !errors.Is(err, want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	alone = openMember(t, Options{Dir: filepath.Join(dir, "alone")})
-	if got := read(t, alone.Volume(), "mine"); string(got) != "mine" {
-		t.Errorf("%q", got)
+	for _, name := range []string{"alone", "founder"} {
+		n := openMember(t, Options{Dir: filepath.Join(dir, name)})
+		if got := read(t, n.Volume(), "mine"); string(got) != "mine" {
+			t.Errorf("%s: %q", name, got)
+		}
 	}
 }
