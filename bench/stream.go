@@ -161,19 +161,24 @@ func remoteRead(ctx context.Context, r *rig) (s sample, err error) {
 	if err != nil {
 		return sample{}, err
 	}
-	defer func() { err = errors.Join(err, stream.Close()) }()
 	floor, dir := newFloor(), filepath.Join(r.dir, "remote")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return sample{}, err
+		return sample{}, errors.Join(err, stream.Close())
 	}
 	unmount, err := floor.mount(dir)
 	if err != nil {
-		return sample{}, err
+		return sample{}, errors.Join(err, stream.Close())
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
 	c := newContent(r.newSeed())
-	sent := make(chan error, 1)
-	go func() { sent <- stream.send(c, r.o.Size) }()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		// The kernel may ask for a little twice. What is too much ends with the stream.
+		_ = stream.send(c, r.o.Size+4*pieceSize)
+	}()
+	defer func() { <-sent }()
+	defer func() { err = errors.Join(err, stream.Close()) }()
 	select {
 	case from := <-stream.reads:
 		floor.answerWith(from)
@@ -181,12 +186,8 @@ func remoteRead(ctx context.Context, r *rig) (s sample, err error) {
 		return sample{}, ctx.Err()
 	}
 	path := filepath.Join(dir, dataName)
-	s, err = r.measureClient(ctx,
+	return r.measureClient(ctx,
 		request{Op: opWrite, Path: path, Size: r.o.Size},
 		request{Op: opDrop, Path: path},
 		request{Op: opRead, Path: path, Size: r.o.Size})
-	if err != nil {
-		return sample{}, err // the stream ends with stream
-	}
-	return s, <-sent
 }
