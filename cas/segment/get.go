@@ -119,6 +119,14 @@ func (s *Store) readPayload(p []byte, at index.Location) error {
 
 // Has says which blocks are held; one that was found damaged is not.
 func (s *Store) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
+	return s.ask(ctx, "has", cids, func(c cas.CID, hash *[cas.HashSize]byte) (bool, error) {
+		held, _, _, err := s.held(c, hash)
+		return held, err
+	})
+}
+
+// ask says of some blocks whether each is held, as held does.
+func (s *Store) ask(ctx context.Context, op string, cids []cas.CID, held func(cas.CID, *[cas.HashSize]byte) (bool, error)) ([]bool, error) {
 	if s.closed.Load() {
 		return nil, ErrClosed
 	}
@@ -129,8 +137,8 @@ func (s *Store) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 		}
 		hash := c.Hash()
 		var err error
-		if has[i], _, _, err = s.held(c, &hash); err != nil {
-			return nil, &cas.BlockError{Op: "has", CID: c, Where: "index", Err: err}
+		if has[i], err = held(c, &hash); err != nil {
+			return nil, &cas.BlockError{Op: op, CID: c, Where: "index", Err: err}
 		}
 	}
 	return has, nil

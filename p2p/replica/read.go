@@ -300,19 +300,25 @@ func (r *Replica) Has(ctx context.Context, cids ...cas.CID) ([]bool, error) {
 			if r.grade(p) >= demoted {
 				continue
 			}
-			if err := r.hasPeer(ctx, p, cids, of, has); err != nil {
+			got, err := r.hasPeer(ctx, p, cids, of)
+			if err != nil {
 				if ctx.Err() != nil {
 					return nil, ctx.Err()
 				}
 				r.unreachable(p, err)
+				continue
+			}
+			for k, i := range of {
+				has[i] = got[k]
 			}
 		}
 	}
 	return has, nil
 }
 
-// hasPeer asks a peer for those of the blocks with the given indexes.
-func (r *Replica) hasPeer(ctx context.Context, p *peer, cids []cas.CID, of []int, has []bool) error {
+// hasPeer asks a peer for those of the blocks with the given indexes; the answers are in
+// order of these.
+func (r *Replica) hasPeer(ctx context.Context, p *peer, cids []cas.CID, of []int) ([]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, getTimeout)
 	defer cancel()
 	part := make([]cas.CID, len(of))
@@ -320,12 +326,8 @@ func (r *Replica) hasPeer(ctx context.Context, p *peer, cids []cas.CID, of []int
 		part[k] = cids[i]
 	}
 	got, err := p.Has(ctx, part...)
-	if err != nil {
-		return err
+	if err == nil {
+		p.answered(0)
 	}
-	p.answered(0)
-	for k, i := range of {
-		has[i] = got[k]
-	}
-	return nil
+	return got, err
 }

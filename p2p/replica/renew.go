@@ -88,19 +88,11 @@ func (r *Replica) promise(ctx context.Context, id p2p.PeerID, cids []cas.CID, of
 	if r.grade(p) >= demoted {
 		return nil, p2p.ErrUnreachable
 	}
-	ctx, cancel := context.WithTimeout(ctx, getTimeout)
-	defer cancel()
-	part := make([]cas.CID, len(of))
-	for k, i := range of {
-		part[k] = cids[i]
-	}
-	got, err := p.Has(ctx, part...)
+	got, err := r.hasPeer(ctx, p, cids, of)
 	if err != nil {
 		r.unreachable(p, err)
-		return nil, err
 	}
-	p.answered(0)
-	return got, nil
+	return got, err
 }
 
 // Pending reports whether the block is on its way to owners, and is needed here for
