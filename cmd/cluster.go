@@ -123,7 +123,8 @@ With --rejoin the data directory is that of a former member: one that was remove
 left behind by "cairn recover", or restored from a copy. It becomes that of a new
 member that keeps the blocks, so that only what it lacks has to be sent. Its names
 give way to those of the cluster: what only this node had of them is lost, also
-what was added to it and pinned.`,
+what was added to it and pinned. The node that founded the cluster must have been
+refused by it: else nobody else may have its names.`,
 		Example: example("cairn join cairn1-AQ…", "ssh first cairn invite | cairn join -", "cairn join --rejoin cairn1-AQ…"),
 		Args: func(c *cobra.Command, args []string) error {
 			if id {
