@@ -198,9 +198,9 @@ func (m *modelTest) do() {
 	case 16:
 		m.log("inode %d: spill", f.ino)
 		f.h.f.move.Lock()
-		err := f.h.f.record(true)
+		err := f.h.f.keep(ctx, true)
 		f.h.f.move.Unlock()
-		m.must(err)
+		m.unlessFull(err)
 	case 17:
 		if !m.r.full.on.Load() {
 			m.log("inode %d: CID", f.ino)
@@ -394,6 +394,9 @@ func (m *modelTest) reopen() {
 
 func (m *modelTest) crash() {
 	clone := m.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: m.rnd.IntN(101), RNG: m.rnd})
+	if m.rnd.IntN(2) == 0 {
+		clone = m.cutJournal()
+	}
 	m.r.abandon()
 	m.fs = clone
 	m.r = openRig(m.t, m.fs, m.keep)
@@ -409,6 +412,21 @@ func (m *modelTest) crash() {
 		f.content = got
 		f.durable()
 	}
+}
+
+// cutJournal returns a disk on which a random part of what was done since the last sync
+// is left.
+func (m *modelTest) cutJournal() *vfs.MemFS {
+	before := len(journalFile(m.t, m.fs.CrashClone(vfs.CrashCloneCfg{}), nil))
+	m.must(m.r.journal.Sync(m.t.Context()))
+	disk := m.fs.CrashClone(vfs.CrashCloneCfg{})
+	journalFile(m.t, disk, func(p []byte) []byte {
+		if len(p) <= before { // another file
+			return p
+		}
+		return p[:before+m.rnd.IntN(len(p)-before+1)]
+	})
+	return disk
 }
 
 func difference(got, want []byte) string {

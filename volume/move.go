@@ -221,24 +221,46 @@ func (f *file) secure(ctx context.Context) error {
 	f.mu.Lock()
 	whole := f.base.reader == nil && f.base.stream == nil &&
 		(f.size <= namespace.MaxInline || f.dirty.loose > journalMax)
-	// The tree of a stream can be named as it is, unless it lacks something
-	// older than what it holds, or the journal has records of the file, which
-	// would be replayed over it.
-	rest := f.base.stream != nil && f.base.length > f.committed.Content.Length
-	mixed := f.first != 0 || len(f.dirty.overlapping(0, f.base.length)) > 0
 	f.mu.Unlock()
-	switch {
-	case whole || rest && mixed:
+	if whole {
 		return f.commit(ctx)
-	case rest:
-		if err := f.nameStream(ctx); err != nil {
-			return err
-		}
 	}
+	return f.keep(ctx, false)
+}
+
+// keep brings what is dirty into the journal, and before it into the namespace what
+// a restart must find there as well. See record for spill.
+func (f *file) keep(ctx context.Context, spill bool) error {
+	if err := f.nameBelow(ctx); err != nil {
+		return err
+	}
+	// A restart must not find what was written and miss who may read it.
 	if err := f.nameLater(ctx); err != nil {
 		return err
 	}
-	return f.record(false)
+	return f.record(spill)
+}
+
+// nameBelow names the stream that what is dirty lies on: a restart that finds the
+// records and not what is below them would make a file with a hole in it.
+func (f *file) nameBelow(ctx context.Context) error {
+	if f.v.Shared() {
+		return nil // a restart does not look at the records
+	}
+	f.mu.Lock()
+	unnamed := f.base.stream != nil && f.base.length > f.committed.Content.Length
+	// A tree of the stream alone must lack the end of the file only. With anything
+	// else dirty it may lack what is older than its end, and what the journal has
+	// would be replayed over it.
+	alone := f.first == 0 && len(f.dirty.run(f.base.length)) == f.dirty.byEnd.Len()
+	f.mu.Unlock()
+	switch {
+	case !unnamed:
+		return nil
+	case alone:
+		return f.nameStream(ctx)
+	}
+	return f.commit(ctx)
 }
 
 // nameStream names what the stream holds so far.

@@ -3,7 +3,12 @@ package volume
 import (
 	"bytes"
 	"errors"
+	"io"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
@@ -78,4 +83,100 @@ func FuzzRange(f *testing.F) {
 			t.Errorf("%v is written back as %v", p, again)
 		}
 	})
+}
+
+// A power loss may cut the journal off anywhere after what was synced. What a file's
+// stream holds has no name for a while: nothing that was written later may be found
+// without it.
+func TestAPowerLossNeverTakesTheMiddle(t *testing.T) {
+	const streamed, gap = 3 << 20, 100 << 10
+	end := append(make([]byte, gap), "the end"...)
+	all := append(pattern(streamed, 1), end...)
+	over := bytes.Clone(all)
+	copy(over[1<<20:], "written over")
+	for name, c := range map[string]struct {
+		then    func(*rig, *Handle)
+		content [][]byte // what may be found besides nothing, the last if nothing is cut off
+	}{
+		"memory is short": {func(r *rig, h *Handle) {
+			r.write(h, []byte("written over"), 1<<20)
+			r.mem.Add(memoryMax)
+			defer r.mem.Add(-memoryMax)
+			r.write(h, []byte("and over"), 2<<20) // in memory; what came before goes to the journal
+		}, [][]byte{over}},
+		"synced":         {func(r *rig, h *Handle) { r.must(h.f.secure(t.Context())) }, [][]byte{all}},
+		"cut to nothing": {func(r *rig, h *Handle) { r.resize(h.Ino(), 0) }, [][]byte{{}}},
+		"cut off":        {func(r *rig, h *Handle) { r.resize(h.Ino(), streamed) }, [][]byte{all, all[:streamed]}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewCrashableMem()
+			r := openRig(t, fs, 0)
+			h := r.create("file")
+			r.must(r.Sync(t.Context()))
+			synced := len(journalFile(t, fs, nil))
+			h.f.move.Lock()
+			r.write(h, all[:streamed], 0)
+			r.must(h.f.drainTail(t.Context()))
+			h.f.move.Unlock()
+			r.write(h, []byte("the end"), streamed+gap)
+			c.then(r, h)
+			r.must(r.journal.Sync(t.Context()))
+			written := len(journalFile(t, fs, nil))
+			for left := synced; ; left = min(left+13, written) {
+				cut := func(p []byte) []byte { return p[:left] }
+				disk := fs.CrashClone(vfs.CrashCloneCfg{})
+				journalFile(t, disk, cut)
+				after := openRig(t, disk, 0)
+				a, err := after.GetAttr(t.Context(), h.Ino())
+				after.must(err)
+				got := make([]byte, a.Size)
+				if a.Size > 0 {
+					o := after.open(h.Ino())
+					_, err = o.Read(t.Context(), got, 0)
+					after.must(err)
+					o.Release()
+				}
+				found := slices.IndexFunc(c.content, func(want []byte) bool { return bytes.Equal(got, want) })
+				if found < 0 && a.Size > 0 || left == written && found != len(c.content)-1 {
+					t.Errorf("after %d of %d bytes of the journal: %s", left-synced, written-synced, difference(got, c.content[len(c.content)-1]))
+				}
+				after.abandon()
+				if left == written {
+					break
+				}
+			}
+			h.Release()
+			r.close()
+		})
+	}
+}
+
+// journalFile returns the bytes of the newest file of the journal, and leaves what
+// change makes of them in their place.
+func journalFile(t *testing.T, fs vfs.FS, change func([]byte) []byte) []byte {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	names, err := fs.List("journal")
+	must(err)
+	names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasSuffix(name, ".journal") })
+	path := fs.PathJoin("journal", slices.Max(names))
+	f, err := fs.Open(path)
+	must(err)
+	p, err := io.ReadAll(f)
+	must(errors.Join(err, f.Close()))
+	if change != nil {
+		f, err = fs.Create(path, vfs.WriteCategoryUnspecified)
+		must(err)
+		_, err = f.Write(change(p))
+		must(errors.Join(err, f.Sync(), f.Close()))
+		dir, err := fs.OpenDir("journal")
+		must(err)
+		must(errors.Join(dir.Sync(), dir.Close()))
+	}
+	return p
 }

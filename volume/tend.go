@@ -55,11 +55,7 @@ func (v *Volume) admit(ctx context.Context, f *file) error {
 	if v.mem.Load() < memoryMax {
 		return nil
 	}
-	// A restart must not find what was written and miss who may read it.
-	if err := f.nameLater(ctx); err != nil {
-		return err
-	}
-	return f.record(true)
+	return f.keep(ctx, true)
 }
 
 // tend runs until ctx ends.

@@ -32,9 +32,12 @@ func (f *file) setSize(ctx context.Context, size int64, killPriv bool, by *Handl
 	if err := f.nameLater(ctx); err != nil {
 		return err
 	}
-	// A crash must not keep the new size and lose what was written before.
-	if err := f.record(false); err != nil {
-		return err
+	// A crash must not keep the new size and lose what was written before. What is
+	// cut off anyway may rest on a stream that has no name.
+	if size > 0 {
+		if err := f.record(false); err != nil {
+			return err
+		}
 	}
 	now := f.v.now()
 	f.mu.Lock()

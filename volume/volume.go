@@ -236,8 +236,8 @@ func (v *Volume) Close(ctx context.Context) error {
 			// name content meanwhile, it is for a person to look at.
 			if v.Shared() && f.condemn() {
 				errs = append(errs, err, f.giveUp(ctx))
-			} else {
-				errs = append(errs, err, f.record(false))
+			} else if errs = append(errs, err); f.nameBelow(ctx) == nil {
+				errs = append(errs, f.record(false))
 			}
 		}
 		f.move.Unlock()
