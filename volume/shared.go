@@ -128,6 +128,7 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 		v.seen.clear()
 		for _, f := range v.files {
 			f.stale.Store(true)
+			f.skipped()
 			v.adopt(f)
 		}
 		return false

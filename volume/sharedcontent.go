@@ -95,6 +95,9 @@ func (f *file) refresh(ctx context.Context) error {
 		return nil // reaped; what is here may be read to the end
 	case err == nil && n.Version == f.committed.Version && n.Patches.Below == f.base.below:
 		f.attrsNamed(n)
+	case err == nil && f.undecidable(n.Version):
+		f.condemn()
+		return f.giveUp(ctx)
 	case err == nil:
 		err = f.rebase(ctx, n, patches)
 	}

@@ -12,7 +12,9 @@ import (
 // never. Until that is known what was written stays here, and is named once more. Those
 // that name content build on the same version, so one of them counts at most: which one,
 // the session and the size tell, and once the namespace has another version without that
-// any was carried out, none will be. What was appended must not come again then.
+// any was carried out, none will be. What was appended must not come again then. A node
+// that takes over a snapshot sees what became of a file and not by which commands: what
+// may or may not be an append of its own is given up.
 
 // maxDoubts is how many doubts about a file are kept. Of those that would leave it with
 // the same size the first one is enough, so it takes as many attempts with something
@@ -29,6 +31,7 @@ type doubt struct {
 	touched, later uint64
 	lost           bool   // nobody waits for it any more
 	landed         uint64 // the version that it made; 0: none as far as is known
+	unseen         bool   // it may be part of a snapshot
 }
 
 // naming returns the doubt about naming what is frozen, which gives the file a size.
@@ -88,6 +91,25 @@ func (f *file) inDoubt() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.doubts) > 0
+}
+
+// skipped takes note that commands were carried out which nobody was told of.
+func (f *file) skipped() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.doubts {
+		d.unseen = true
+	}
+}
+
+// undecidable reports whether what was appended here may be part of content of the
+// given version, or not.
+func (f *file) undecidable(version uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return version != f.committed.Version && slices.ContainsFunc(f.doubts, func(d *doubt) bool {
+		return d.unseen && d.landed == 0 && d.tail >= 0
+	})
 }
 
 // observed takes note of a change of content. waited says that it is by a command that

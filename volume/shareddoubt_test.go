@@ -1,8 +1,10 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"syscall"
 	"testing"
 	"time"
@@ -108,6 +110,48 @@ func TestAnUnknownAppendIsThereOnceForWhoSeesItFirst(t *testing.T) {
 	a.put(w, record(0, 1), 0)
 	a.closeFile(w)
 	h.showsRecords(2)
+}
+
+// Rule 6: who takes over a snapshot cannot tell whether an append of his is part of it.
+// It must not come twice, and the program must know.
+func TestAnAppendThatMayBePartOfASnapshotIsGivenUp(t *testing.T) {
+	for _, counts := range []bool{true, false} {
+		t.Run(fmt.Sprint("counts: ", counts), func(t *testing.T) {
+			h, w := doubtedLog(t)
+			a, b := h.nodes[0], h.nodes[1]
+			a.unseen.Store(true)
+			a.put(w, record(0, 0), 0)
+			a.setHasty(true)
+			a.setCut(!counts)
+			if err := w.Flush(t.Context()); !errors.Is(err, errNoMajority) {
+				t.Fatalf("a flush without an answer: %v", err)
+			}
+			a.setHasty(false)
+			a.setCut(false)
+			want := []byte("start\n")
+			if counts {
+				want = append(want, record(0, 0)...)
+			}
+			other := b.openFile("log", syscall.O_WRONLY|syscall.O_APPEND)
+			b.put(other, record(1, 0), 0)
+			b.closeFile(other)
+			want = append(want, record(1, 0)...)
+			a.must(a.Barrier(t.Context()))
+			a.unseen.Store(false)
+			a.Observe(&namespace.Change{All: true, Step: true})
+			if err := w.Flush(t.Context()); !errors.Is(err, namespace.ErrSession) {
+				t.Errorf("a flush of what may have been appended: %v", err)
+			}
+			w.Release()
+			for _, m := range h.nodes {
+				m.shows("log", want)
+			}
+			saved, ok := a.recovery.Load(fmt.Sprintf("%d-log", w.Ino()))
+			if !ok || !bytes.Equal(saved.(*recovered).Bytes(), append([]byte("start\n"), record(0, 0)...)) {
+				t.Errorf("saved: %v", saved)
+			}
+		})
+	}
 }
 
 func (m *member) setHasty(hasty bool) {

@@ -73,6 +73,7 @@ type member struct {
 
 	proposing func(*namespace.Command)                // is called first
 	observing atomic.Pointer[func(*namespace.Change)] // is told before the volume
+	unseen    atomic.Bool                             // nobody is told
 
 	// Guarded by hub.mu.
 	applied    int
@@ -140,7 +141,11 @@ func (h *hub) newMember(i int) *member {
 			(*fn)(c)
 		}
 	})
-	m.state.Observe(m.Observe)
+	m.state.Observe(func(c *namespace.Change) {
+		if !m.unseen.Load() {
+			m.Observe(c)
+		}
+	})
 	go m.apply()
 	return m
 }

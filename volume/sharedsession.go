@@ -123,7 +123,7 @@ func (f *file) save(ctx context.Context) error {
 	f.mu.Lock()
 	size := f.size
 	f.mu.Unlock()
-	f.v.o.Logger.Warn("session ended before a file was named", "inode", f.ino, "saved as", name, "bytes", size, "saved", f.v.o.Recover != nil)
+	f.v.o.Logger.Warn("what was written to a file cannot be named any more", "inode", f.ino, "saved as", name, "bytes", size, "saved", f.v.o.Recover != nil)
 	if f.v.o.Recover == nil {
 		return nil
 	}
