@@ -246,6 +246,7 @@ func (l *Log) unmeet(from p2p.PeerID, h *hello) error {
 		clear(l.withdrawn)
 	}
 	l.withdrawn[h.Marks[0]] = true // what it said before may come later
+	l.refused(from, &Refusal{Kind: Restored, Text: "it has learnt so of another member"})
 	l.peers.forget(from)
 	if m := l.store.vouch.others[h.Raft]; m != nil && m.unmeet(h.Marks[0]) {
 		return l.store.noted()

@@ -61,7 +61,7 @@ func TestACopyTakenWhileItWasInUseIsRefused(t *testing.T) {
 }
 
 // Rule 4: a copy that one member refuses is forgotten by those who took it for the right
-// store, and does not stand in the way of that.
+// store, who say so, and does not stand in the way of that.
 func TestARefusedCopyIsForgotten(t *testing.T) {
 	t.Parallel()
 	g := newGroup(t)
@@ -94,6 +94,11 @@ func TestARefusedCopyIsForgotten(t *testing.T) {
 	})
 	copy := g.start(b.id, copied)
 	copy.stops(Restored)
+	eventually(t, "c has said that it is refused", func() bool {
+		var said bool
+		c.log.do(context.Background(), func() { _, said = c.log.warned[warning{peerName(b.id), Restored}] })
+		return said
+	})
 	copy.crash()
 	b = g.start(b.id, disk)
 	b.made("by the right one")
