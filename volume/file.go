@@ -84,6 +84,9 @@ type stream struct {
 	mu     sync.Mutex // a Writer serves one goroutine at a time
 	w      *manifest.Writer
 	blocks *waiting // what w writes to
+	// ahead says that it may have bytes which were written after some that are dirty.
+	// Guarded by file.move.
+	ahead bool
 }
 
 // append appends the bytes of e. If there was no space for what came before, it

@@ -33,11 +33,13 @@ func (f *file) drainTail(ctx context.Context) error {
 			f.dirty.remove(e)
 			f.frozen.add(e)
 		}
+		older := !f.dirty.empty()
 		f.mu.Unlock()
 		if err := f.feed(ctx, run); err != nil {
 			f.thaw(err)
 			return err
 		}
+		f.base.stream.ahead = older
 	}
 }
 
@@ -111,6 +113,9 @@ func (f *file) thaw(err error) {
 	f.dirty.under(&f.frozen)
 	f.frozen = f.v.noExtents()
 	f.v.mem.Add(f.dirty.mem - before) // what newer writes hide is gone
+	if s := f.base.stream; s != nil {
+		s.ahead = true
+	}
 	if f.frozenTail >= 0 {
 		f.tail, f.frozenTail = f.frozenTail, -1
 	}
@@ -249,10 +254,10 @@ func (f *file) nameBelow(ctx context.Context) error {
 	}
 	f.mu.Lock()
 	unnamed := f.base.stream != nil && f.base.length > f.committed.Content.Length
-	// A tree of the stream alone must lack the end of the file only. With anything
-	// else dirty it may lack what is older than its end, and what the journal has
+	// A tree of the stream alone must lack what was written last only. With anything
+	// dirty but its end it may lack what is older than that, and what the journal has
 	// would be replayed over it.
-	alone := f.first == 0 && len(f.dirty.run(f.base.length)) == f.dirty.byEnd.Len()
+	alone := f.first == 0 && unnamed && !f.base.stream.ahead && len(f.dirty.run(f.base.length)) == f.dirty.byEnd.Len()
 	f.mu.Unlock()
 	switch {
 	case !unnamed:

@@ -89,11 +89,20 @@ func FuzzRange(f *testing.F) {
 // stream holds has no name for a while: nothing that was written later may be found
 // without it.
 func TestAPowerLossNeverTakesTheMiddle(t *testing.T) {
-	const streamed, gap = 3 << 20, 100 << 10
+	const streamed, gap = 3 << 20, 2 << 20
 	end := append(make([]byte, gap), "the end"...)
 	all := append(pattern(streamed, 1), end...)
 	over := bytes.Clone(all)
 	copy(over[1<<20:], "written over")
+	filled := bytes.Clone(all)
+	fill := filled[streamed:][:gap]
+	copy(fill, pattern(gap, 2))
+	const most = gap * 5 / 8 // so that the rest is too little for a stream
+	drain := func(h *Handle) error {
+		h.f.move.Lock()
+		defer h.f.move.Unlock()
+		return h.f.drainTail(t.Context())
+	}
 	for name, c := range map[string]struct {
 		then    func(*rig, *Handle)
 		content [][]byte // what may be found besides nothing, the last if nothing is cut off
@@ -104,7 +113,23 @@ func TestAPowerLossNeverTakesTheMiddle(t *testing.T) {
 			defer r.mem.Add(-memoryMax)
 			r.write(h, []byte("and over"), 2<<20) // in memory; what came before goes to the journal
 		}, [][]byte{over}},
-		"synced":         {func(r *rig, h *Handle) { r.must(h.f.secure(t.Context())) }, [][]byte{all}},
+		"synced": {func(r *rig, h *Handle) { r.must(h.f.secure(t.Context())) }, [][]byte{all}},
+		"the gap is filled from the start": {func(r *rig, h *Handle) {
+			r.write(h, fill[:most], streamed)
+			r.must(drain(h)) // what is later in the file was written earlier
+			r.write(h, fill[most:], streamed+most)
+			r.must(h.f.secure(t.Context()))
+		}, [][]byte{filled}},
+		"the gap is filled from the end, on a full disk": {func(r *rig, h *Handle) {
+			r.write(h, fill[most:], streamed+most)
+			r.write(h, fill[:most], streamed)
+			r.full.on.Store(true)
+			if err := drain(h); !errors.Is(err, cas.ErrNoSpace) {
+				t.Errorf("stored on a full disk: %v", err)
+			}
+			r.full.on.Store(false)
+			r.must(h.f.secure(t.Context()))
+		}, [][]byte{filled}},
 		"cut to nothing": {func(r *rig, h *Handle) { r.resize(h.Ino(), 0) }, [][]byte{{}}},
 		"cut off":        {func(r *rig, h *Handle) { r.resize(h.Ino(), streamed) }, [][]byte{all, all[:streamed]}},
 	} {
@@ -114,15 +139,15 @@ func TestAPowerLossNeverTakesTheMiddle(t *testing.T) {
 			h := r.create("file")
 			r.must(r.Sync(t.Context()))
 			synced := len(journalFile(t, fs, nil))
-			h.f.move.Lock()
+			h.f.move.Lock() // no worker comes first
 			r.write(h, all[:streamed], 0)
-			r.must(h.f.drainTail(t.Context()))
 			h.f.move.Unlock()
+			r.must(drain(h))
 			r.write(h, []byte("the end"), streamed+gap)
 			c.then(r, h)
 			r.must(r.journal.Sync(t.Context()))
 			written := len(journalFile(t, fs, nil))
-			for left := synced; ; left = min(left+13, written) {
+			for left := synced; ; left = min(left+13+(left-synced)/8, written) {
 				cut := func(p []byte) []byte { return p[:left] }
 				disk := fs.CrashClone(vfs.CrashCloneCfg{})
 				journalFile(t, disk, cut)
