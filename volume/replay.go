@@ -217,10 +217,7 @@ func (f *file) replay(r replayed) {
 	}
 	f.recorded(r.seq)
 	if r.Truncate {
-		f.cut(r.Off)
-		// The command may have been lost: what a stream puts in place of
-		// what was cut is not named yet.
-		f.committed.Content.Length = f.base.length
+		f.cutUnnamed(r.Off) // the command may have been lost
 		return
 	}
 	e := extent{off: r.Off, n: r.N, kind: r.Kind, seq: r.seq}

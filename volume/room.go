@@ -1,7 +1,9 @@
 package volume
 
 import (
+	"errors"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cairnfs/cairn/cas"
@@ -51,4 +53,9 @@ func (v *Volume) askRoom() {
 	u, err := v.o.Usage()
 	v.room.full.Store(err == nil && u.Avail == 0) // what cannot tell is taken to have space
 	v.room.low.Store(err == nil && u.Low)
+}
+
+// noSpace reports whether err says that a disk is full.
+func noSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, cas.ErrNoSpace)
 }

@@ -32,6 +32,9 @@ func (f *file) setSize(ctx context.Context, size int64, killPriv bool, by *Handl
 	if err := f.nameLater(ctx); err != nil {
 		return err
 	}
+	if err := f.v.checkLow(); err != nil {
+		return err // before the journal has a record that says otherwise
+	}
 	// A crash must not keep the new size and lose what was written before. What is
 	// cut off anyway may rest on a stream that has no name.
 	if size > 0 {
@@ -55,15 +58,32 @@ func (f *file) setSize(ctx context.Context, size int64, killPriv bool, by *Handl
 	}
 	f.mu.Unlock()
 	res, err := f.v.propose(ctx, &namespace.Truncate{Ino: f.ino, Size: size, KillPriv: killPriv})
-	if err != nil {
+	if err != nil && !(live && noSpace(err)) {
 		return err
 	}
-	f.committed = res.Inodes[0]
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err != nil {
+		// The record cannot be taken back, so the file is what a restart would make
+		// of it, until a commit names that.
+		f.touch(now)
+		f.cutUnnamed(size)
+		if killPriv {
+			return err
+		}
+		return nil
+	}
+	f.committed = res.Inodes[0]
 	f.cut(size)
 	f.mtime, f.ctime = f.committed.Mtime, f.committed.Ctime
 	return nil
+}
+
+// cutUnnamed is cut by a record alone. What a stream puts in place of what was cut has
+// no name then.
+func (f *file) cutUnnamed(size int64) {
+	f.cut(size)
+	f.committed.Content.Length = f.base.length
 }
 
 // cut applies a change of size to the layers. Called with mu held.

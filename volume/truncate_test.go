@@ -2,12 +2,14 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/cas/manifest"
 	"github.com/cairnfs/cairn/cas/mem"
 	"github.com/cairnfs/cairn/index/journal"
@@ -248,4 +250,56 @@ func TestGroupsOfOneFileAreToldApart(t *testing.T) {
 	}
 	delete(r.files, h.Ino())
 	r.close()
+}
+
+// refusing is a log that has no space while it is switched on.
+type refusing struct {
+	namespace.Log
+	on bool
+}
+
+func (l *refusing) Propose(ctx context.Context, cmd *namespace.Command) (namespace.Result, error) {
+	if l.on {
+		return namespace.Result{}, syscall.ENOSPC
+	}
+	return l.Log.Propose(ctx, cmd)
+}
+
+// Of a truncate that fails nothing is left in the journal, and one of which something is
+// left does not fail: a restart must not cut off what was synced afterwards.
+func TestAFileIsCutOnAFullDiskIfARestartWouldCutIt(t *testing.T) {
+	for _, low := range []bool{true, false} {
+		fs := vfs.NewCrashableMem()
+		r := openRig(t, fs, 0)
+		h := r.create("file")
+		want := pattern(20<<10, 1)
+		r.write(h, want, 0)
+		r.must(h.Fsync(t.Context(), false)) // by the journal
+		log := &refusing{Log: r.log}
+		r.o.Log = log
+		room := r.o.Usage
+		if low {
+			r.o.Usage = func() (Usage, error) { return Usage{Total: 1 << 30, Low: true}, nil }
+			r.room.asked.Store(0)
+		} else {
+			log.on = true // after the journal took the record
+			want = want[:10]
+		}
+		_, err := r.SetAttr(t.Context(), h.Ino(), SetAttr{Valid: SetSize, Size: 10})
+		if low != errors.Is(err, cas.ErrNoSpace) || !low && err != nil {
+			t.Errorf("low %v: %v", low, err)
+		}
+		log.on, r.o.Usage = false, room
+		r.room.asked.Store(0)
+		r.expect(h.Ino(), want)
+		r.write(h, []byte("later"), 5)
+		want = append(bytes.Clone(want[:5]), append([]byte("later"), want[10:]...)...)
+		r.must(h.Fsync(t.Context(), false))
+		r, fs = r.powerLoss(fs)
+		r.expect(h.Ino(), want)
+		r.close()
+		r = openRig(t, fs, 0)
+		r.expect(h.Ino(), want)
+		r.close()
+	}
 }

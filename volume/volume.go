@@ -206,7 +206,7 @@ func (v *Volume) reapAll(ctx context.Context) error {
 	}
 	// On a full disk they wait: what is stored is to be read all the same.
 	err = v.reap(ctx, orphans)
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, cas.ErrNoSpace) {
+	if noSpace(err) {
 		v.o.Logger.Warn("files without a name are removed when there is space", "files", len(orphans), "err", err)
 		return nil
 	}
