@@ -151,3 +151,13 @@ func (v *Volume) nameLater(ctx context.Context, ino namespace.Ino) error {
 	defer f.move.Unlock()
 	return f.nameLater(ctx)
 }
+
+// nameLaterOf is nameLater of what name stands for, which is about to have another name:
+// a restart must not find that and miss who may read the file.
+func (v *Volume) nameLaterOf(ctx context.Context, parent namespace.Ino, name string) error {
+	n, err := v.o.State.Lookup(parent, name)
+	if err != nil {
+		return nil // whoever asks for the change is told
+	}
+	return v.nameLater(ctx, n.Ino)
+}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/namespace"
 )
 
@@ -197,4 +199,60 @@ func TestAModeIsNamedBeforeWhatIsWrittenAfterItIsSpilled(t *testing.T) {
 		t.Errorf("mode %#o, %v", a.Mode, err)
 	}
 	r.close()
+}
+
+// What cannot be stored when the volume is closed comes back with the mode that it had.
+func TestAModeIsNamedBeforeACloseOnAFullDiskKeepsWhatWasWritten(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	r := openRig(t, fs, 0)
+	h := r.create("file")
+	ino, want := h.Ino(), pattern(20<<10, 1)
+	r.write(h, want, 0)
+	_, err := r.SetAttr(t.Context(), ino, SetAttr{Valid: SetMode, Mode: 0o600})
+	r.must(err)
+	r.full.on.Store(true)
+	h.Release()
+	if err := r.Volume.Close(t.Context()); !errors.Is(err, cas.ErrNoSpace) {
+		t.Errorf("close: %v", err)
+	}
+	for _, stop := range []func() error{r.journal.Close, r.blocks.Close, r.db.Close} {
+		r.must(stop())
+	}
+	r = openRig(t, fs, 0)
+	r.expect(ino, want)
+	if a, err := r.GetAttr(t.Context(), ino); err != nil || a.Mode != syscall.S_IFREG|0o600 {
+		t.Errorf("mode %#o, %v", a.Mode, err)
+	}
+	r.close()
+}
+
+// A name that a file gets after its mode was set is not found without that.
+func TestAModeIsNamedBeforeTheNextNameOfTheFile(t *testing.T) {
+	const root = namespace.RootIno
+	for what, give := range map[string]func(*rig, *Handle) error{
+		"rename": func(r *rig, _ *Handle) error { return r.Rename(t.Context(), root, "file", root, "new", 0) },
+		"exchange": func(r *rig, _ *Handle) error {
+			r.create("new").Release()
+			return r.Rename(t.Context(), root, "new", root, "file", RenameExchange)
+		},
+		"link": func(r *rig, h *Handle) error { _, err := r.Link(t.Context(), h.Ino(), root, "new"); return err },
+	} {
+		fs := vfs.NewCrashableMem()
+		r := openRig(t, fs, 0)
+		h := r.create("file")
+		r.write(h, pattern(20<<10, 1), 0)
+		r.must(h.Fsync(t.Context(), false)) // by the journal
+		_, err := r.SetAttr(t.Context(), h.Ino(), SetAttr{Valid: SetMode, Mode: 0o600})
+		r.must(err)
+		r.must(give(r, h))
+		r.must(r.SyncDir(t.Context(), root))
+		r, _ = r.powerLoss(fs)
+		a, err := r.Lookup(t.Context(), root, "new")
+		r.must(err)
+		if a.Mode != syscall.S_IFREG|0o600 {
+			t.Errorf("after %s: mode %#o", what, a.Mode)
+		}
+		r.expect(a.Ino, pattern(20<<10, 1))
+		r.close()
+	}
 }

@@ -299,6 +299,9 @@ func (v *Volume) Link(ctx context.Context, ino, parent namespace.Ino, name strin
 	if err := v.checkRoom(); err != nil {
 		return Attr{}, err
 	}
+	if err := v.nameLater(ctx, ino); err != nil {
+		return Attr{}, err
+	}
 	if _, err := v.propose(ctx, &namespace.Link{Ino: ino, Parent: parent, Name: name}); err != nil {
 		return Attr{}, err
 	}
@@ -353,6 +356,13 @@ const (
 func (v *Volume) Rename(ctx context.Context, parent namespace.Ino, name string, newParent namespace.Ino, newName string, flags uint32) error {
 	if flags&^(RenameNoReplace|RenameExchange) != 0 || flags == RenameNoReplace|RenameExchange {
 		return namespace.ErrInvalid
+	}
+	err := v.nameLaterOf(ctx, parent, name)
+	if err == nil && flags == RenameExchange {
+		err = v.nameLaterOf(ctx, newParent, newName)
+	}
+	if err != nil {
+		return err
 	}
 	res, err := v.propose(ctx, &namespace.Rename{
 		Parent: parent, Name: name, NewParent: newParent, NewName: newName,

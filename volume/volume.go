@@ -236,8 +236,8 @@ func (v *Volume) Close(ctx context.Context) error {
 			// name content meanwhile, it is for a person to look at.
 			if v.Shared() && f.condemn() {
 				errs = append(errs, err, f.giveUp(ctx))
-			} else if errs = append(errs, err); f.nameBelow(ctx) == nil {
-				errs = append(errs, f.record(false))
+			} else {
+				errs = append(errs, err, f.keep(ctx, false))
 			}
 		}
 		f.move.Unlock()
