@@ -83,7 +83,7 @@ func TestAttributesAreWhatWasSetLast(t *testing.T) {
 					want.Mode = namespace.KillPriv(want.Mode)
 					set(SetAttr{Valid: SetUID | SetGID, UID: want.UID, GID: want.GID, KillPriv: true})
 				case 6:
-					want.Atime, want.Mtime, wroteAt = rnd.Int64N(1e18), rnd.Int64N(1e18), 0
+					want.Atime, want.Mtime, wroteAt = rnd.Int64N(2e18), rnd.Int64N(2e18), 0
 					set(SetAttr{Valid: SetAtime | SetMtime, Atime: want.Atime, Mtime: want.Mtime})
 				case 7:
 					changes = want.Mode&0o7000 != 0 && namespace.KillPriv(want.Mode) != want.Mode

@@ -307,7 +307,7 @@ func (f *file) record(spill bool) error {
 	}
 	for i := range loose {
 		e := &loose[i]
-		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.mtime, First: i == 0, More: i+1 < len(loose), Spill: f.v.Shared()}
+		rec := rangeRecord{Ino: f.ino, Off: e.off, Mtime: f.wrote, First: i == 0, More: i+1 < len(loose), Spill: f.v.Shared()}
 		p := rec.describe(e)
 		var err error
 		if e.seq, e.at, err = f.v.appendRange(&rec, p); err != nil {

@@ -212,7 +212,11 @@ func (v *Volume) restore() error {
 
 func (f *file) replay(r replayed) {
 	f.touch(r.Mtime)
-	if r.Mtime < f.committed.MtimeSet {
+	set := f.committed.MtimeSet
+	if set == 0 {
+		set = f.committed.Mtime
+	}
+	if r.Mtime <= set {
 		f.mtime = f.committed.Mtime // it was set after this was written
 	}
 	f.recorded(r.seq)
