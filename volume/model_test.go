@@ -27,17 +27,38 @@ var (
 )
 
 // modelFile is what one file must hold, and what it held since it was last
-// durable: after a power loss it may be any of those.
+// durable: after a power loss it may be any of those, with the mode that it had then
+// or a later one.
 type modelFile struct {
 	ino      namespace.Ino
 	h        *Handle
 	content  []byte
-	versions [][32]byte // hashes
+	versions []modelVersion
+	modes    []uint32 // permissions since it was last durable
 }
 
-func (m *modelFile) changed() { m.versions = append(m.versions, blake3.Sum256(m.content)) }
+type modelVersion struct {
+	hash [32]byte
+	mode int // which of modes the file had
+}
 
-func (m *modelFile) durable() { m.versions = [][32]byte{blake3.Sum256(m.content)} }
+func (m *modelFile) changed() {
+	m.versions = append(m.versions, modelVersion{blake3.Sum256(m.content), len(m.modes) - 1})
+}
+
+func (m *modelFile) durable() {
+	m.modes = m.modes[len(m.modes)-1:]
+	m.versions = nil
+	m.changed()
+}
+
+// was reports whether the file may have had the content and, then or later, the mode.
+func (m *modelFile) was(content []byte, mode uint32) bool {
+	hash := blake3.Sum256(content)
+	return slices.ContainsFunc(m.versions, func(v modelVersion) bool {
+		return v.hash == hash && slices.Contains(m.modes[v.mode:], mode)
+	})
+}
 
 // resize cuts content or extends it with zeros.
 func (m *modelFile) resize(n int64) {
@@ -47,12 +68,19 @@ func (m *modelFile) resize(n int64) {
 	m.content = m.content[:n]
 }
 
+func (m *modelFile) write(p []byte, off int64) {
+	m.resize(max(int64(len(m.content)), off+int64(len(p))))
+	copy(m.content[off:], p)
+	m.changed()
+}
+
 type modelTest struct {
 	t     *testing.T
 	seed  uint64
 	rnd   *rand.Rand
 	fs    *vfs.MemFS
 	r     *rig
+	names *refusing // the log of r
 	files []*modelFile
 	keep  journal.Seq // where the journal was last trimmed
 	step  int
@@ -101,7 +129,7 @@ func TestFilesAreWhatWasWritten(t *testing.T) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			t.Parallel()
 			m := &modelTest{t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 0)), fs: vfs.NewCrashableMem()}
-			m.r = openRig(t, m.fs, m.keep)
+			m.openRig()
 			for range 3 {
 				m.create()
 			}
@@ -122,11 +150,17 @@ func (m *modelTest) log(format string, args ...any) {
 	m.trace = append(m.trace, fmt.Sprintf("%4d ", m.step)+fmt.Sprintf(format, args...))
 }
 
+func (m *modelTest) openRig() {
+	m.r = openRig(m.t, m.fs, m.keep)
+	m.names = &refusing{Log: m.r.log}
+	m.r.o.Log = m.names
+}
+
 func (m *modelTest) create() {
 	name := fmt.Sprint("file", len(m.files))
 	a, h, err := m.r.Create(m.t.Context(), namespace.RootIno, name, 0o644, syscall.O_RDWR, Caller{})
 	m.must(err)
-	f := &modelFile{ino: a.Ino, h: h}
+	f := &modelFile{ino: a.Ino, h: h, modes: []uint32{a.Mode &^ syscall.S_IFMT}}
 	f.durable()
 	m.files = append(m.files, f)
 }
@@ -158,7 +192,7 @@ func (m *modelTest) do() {
 	ctx := m.t.Context()
 	f := m.files[m.rnd.IntN(len(m.files))]
 	length := int64(len(f.content))
-	switch m.rnd.IntN(32) {
+	switch m.rnd.IntN(36) {
 	case 0, 1, 2, 3, 4, 5:
 		off, p := m.rnd.Int64N(length+1+length/8), m.bytes(m.size())
 		m.log("inode %d: write [%d,%d) of %d", f.ino, off, off+int64(len(p)), length)
@@ -218,7 +252,8 @@ func (m *modelTest) do() {
 		}
 	case 20:
 		on := m.rnd.IntN(3) == 0
-		m.log("disk full: %v", on)
+		m.names.on = on && m.rnd.IntN(3) == 0
+		m.log("disk full: %v, for names as well: %v", on, m.names.on)
 		m.r.full.on.Store(on)
 	case 21:
 		m.log("trim the journal")
@@ -252,15 +287,43 @@ func (m *modelTest) do() {
 	case 26:
 		m.seek(f)
 	case 27:
+		if m.names.on {
+			break
+		}
 		m.log("collect: %v", m.r.state.Collection().Phase())
 		m.must(m.r.collectStep(ctx))
 	case 28:
-		if m.rnd.IntN(2) == 0 {
+		if m.rnd.IntN(2) == 0 && !m.names.on {
 			m.log("trim history")
 			m.must(m.r.trimHistory(ctx))
 		}
+	case 29:
+		off, p := m.rnd.Int64N(length+1), m.bytes(m.size())
+		m.log("inode %d: write [%d,%d) of %d when memory is short", f.ino, off, off+int64(len(p)), length)
+		m.r.mem.Add(memoryMax)
+		_, err := f.h.Write(ctx, p, off)
+		m.r.mem.Add(-memoryMax)
+		if m.unlessFull(err) {
+			f.write(p, off)
+		}
+	case 30:
+		off, p := m.rnd.Int64N(length+1), m.bytes(m.size())
+		m.log("inode %d: write pages [%d,%d) of %d", f.ino, off, off+int64(len(p)), length)
+		_, err := f.h.WritePages(ctx, p, off)
+		m.must(err)
+		f.write(p[:min(int64(len(p)), length-off)], off)
+	case 31, 32:
+		m.chmod(f)
 	default:
 		m.compare(f)
+	}
+}
+
+func (m *modelTest) chmod(f *modelFile) {
+	mode := m.rnd.Uint32N(0o10000)
+	m.log("inode %d: mode %#o", f.ino, mode)
+	if _, err := m.r.SetAttr(m.t.Context(), f.ino, SetAttr{Valid: SetMode, Mode: mode}); m.unlessFull(err) {
+		f.modes = append(f.modes, mode)
 	}
 }
 
@@ -320,9 +383,7 @@ func (m *modelTest) write(f *modelFile, p []byte, off int64) {
 	if n != len(p) {
 		m.fatalf("wrote %d of %d", n, len(p))
 	}
-	f.resize(max(int64(len(f.content)), off+int64(len(p))))
-	copy(f.content[off:], p)
-	f.changed()
+	f.write(p, off)
 }
 
 // compare reads a random range and, now and then, the whole file.
@@ -339,8 +400,8 @@ func (m *modelTest) compare(f *modelFile) {
 	}
 	a, err := m.r.GetAttr(m.t.Context(), f.ino)
 	m.must(err)
-	if a.Size != int64(len(f.content)) {
-		m.fatalf("inode %d: stat says %d bytes, want %d", f.ino, a.Size, len(f.content))
+	if mode := f.modes[len(f.modes)-1]; a.Size != int64(len(f.content)) || a.Mode&^syscall.S_IFMT != mode {
+		m.fatalf("inode %d: stat says %d bytes, mode %#o, want %d, %#o", f.ino, a.Size, a.Mode, len(f.content), mode)
 	}
 }
 
@@ -386,8 +447,9 @@ func (m *modelTest) reopen() {
 		f.durable()
 	}
 	m.r.full.on.Store(false)
+	m.names.on = false
 	m.r.close()
-	m.r = openRig(m.t, m.fs, m.keep)
+	m.openRig()
 	m.open()
 	m.compareAll()
 }
@@ -399,17 +461,18 @@ func (m *modelTest) crash() {
 	}
 	m.r.abandon()
 	m.fs = clone
-	m.r = openRig(m.t, m.fs, m.keep)
+	m.openRig()
 	m.open()
 	for _, f := range m.files {
 		a, err := m.r.GetAttr(m.t.Context(), f.ino)
 		m.must(err)
 		got := m.read(f, 0, a.Size)
-		if !slices.Contains(f.versions, blake3.Sum256(got)) {
-			m.fatalf("inode %d: after power loss it is none of the %d versions since the last sync; against the newest: %s",
-				f.ino, len(f.versions), difference(got, f.content))
+		mode := a.Mode &^ syscall.S_IFMT
+		if !f.was(got, mode) {
+			m.fatalf("inode %d: after power loss it is none of the %d versions since the last sync with a mode of then or later, but has mode %#o of %#o; against the newest: %s",
+				f.ino, len(f.versions), mode, f.modes, difference(got, f.content))
 		}
-		f.content = got
+		f.content, f.modes = got, []uint32{mode}
 		f.durable()
 	}
 }

@@ -260,7 +260,7 @@ type refusing struct {
 
 func (l *refusing) Propose(ctx context.Context, cmd *namespace.Command) (namespace.Result, error) {
 	if l.on {
-		return namespace.Result{}, syscall.ENOSPC
+		return namespace.Result{}, cas.ErrNoSpace
 	}
 	return l.Log.Propose(ctx, cmd)
 }
