@@ -121,10 +121,13 @@ func TestAPowerLossNeverTakesTheMiddle(t *testing.T) {
 			r.must(h.f.secure(t.Context()))
 		}, [][]byte{filled}},
 		"the gap is filled from the end, on a full disk": {func(r *rig, h *Handle) {
+			r.full.on.Store(true)
+			h.f.move.Lock() // no worker comes first
 			r.write(h, fill[most:], streamed+most)
 			r.write(h, fill[:most], streamed)
-			r.full.on.Store(true)
-			if err := drain(h); !errors.Is(err, cas.ErrNoSpace) {
+			err := h.f.drainTail(t.Context())
+			h.f.move.Unlock()
+			if !errors.Is(err, cas.ErrNoSpace) {
 				t.Errorf("stored on a full disk: %v", err)
 			}
 			r.full.on.Store(false)
