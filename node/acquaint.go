@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"sync"
 
 	"github.com/cairnfs/cairn/p2p"
@@ -54,6 +55,11 @@ func (a *acquaintances) take(answer []byte) error {
 		a.told = r
 	}
 	return nil
+}
+
+// knew reports whether a peer was known for a member before the names were here.
+func (c *cluster) knew(peer p2p.PeerID) bool {
+	return slices.ContainsFunc(c.members(), func(m p2p.Member) bool { return m.ID == peer })
 }
 
 func (c *cluster) handleMembers(context.Context, p2p.PeerID, []byte) ([]byte, error) {

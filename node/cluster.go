@@ -168,7 +168,7 @@ func (c *cluster) members() []p2p.Member {
 func (c *cluster) newGroup() (*raft.Log, error) {
 	return raft.Open(raft.Options{
 		ID: c.member.Raft, State: c.n.state, DB: c.n.index.Pebble(), Journal: c.n.journal, Mark: c.n.blocks.Mark,
-		Transport: c.host, Cluster: c.member.Cluster, Public: c.host.HandleAnyone, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log,
+		Transport: c.host, Cluster: c.member.Cluster, Public: c.host.HandleAnyone, Knew: c.knew, FS: c.n.o.FS, Dir: c.n.o.Dir, Logger: c.log,
 		Now: c.n.o.Now, Clock: c.n.o.clock, Failed: c.failed, SessionEnded: func() { c.n.volume.SessionEnded() },
 	})
 }

@@ -145,6 +145,8 @@ func (l *Log) admission(from p2p.PeerID, h *hello) *Refusal {
 	switch {
 	case h.Cluster != cluster && cluster != "":
 		return &Refusal{Kind: Foreign, Text: fmt.Sprintf("of %s, not of %s", h.Cluster, cluster)}
+	case v == nil && !l.o.Knew(from):
+		return &Refusal{Kind: unknown, Text: "this node has no names yet and does not know it"}
 	case v == nil:
 		return nil // the names are on their way
 	}
@@ -207,7 +209,8 @@ func (l *Log) reflect(from p2p.PeerID, h *hello) error {
 	if r == nil {
 		return nil
 	}
-	if v := l.o.State.View(); v != nil && v.Member(from) == nil {
+	v := l.o.State.View()
+	if v == nil && !l.o.Knew(from) || v != nil && v.Member(from) == nil {
 		l.warn(from, Restored, "a node that is no member says that it knows a later state of this node's store: was that restored from a copy?", "reason", r.Text)
 		return nil
 	}

@@ -48,6 +48,9 @@ type Options struct {
 	// Public has requests of a protocol answered also to those who are no members,
 	// so that they learn it. Default: only to members.
 	Public func(p2p.Protocol, p2p.Handler)
+	// Knew reports whether the node knew a peer for a member before it had a
+	// namespace, which says it then. Default: whoever is heard is one.
+	Knew func(p2p.PeerID) bool
 	// FS and Dir hold a namespace while it is received.
 	FS  vfs.FS
 	Dir string
@@ -88,6 +91,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Knew == nil {
+		o.Knew = func(p2p.PeerID) bool { return true }
 	}
 	if o.Failed == nil {
 		o.Failed = func(error) {}
