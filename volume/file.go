@@ -306,6 +306,10 @@ func (f *file) write(ctx context.Context, p []byte, off int64, to where, by *Han
 	case atEnd:
 		off = f.size
 	case inside:
+		if f.fenced.Load() > 0 {
+			f.mu.Unlock()
+			return namespace.ErrSession
+		}
 		if p = p[:min(int64(len(p)), max(0, f.size-off))]; len(p) == 0 {
 			f.mu.Unlock()
 			return nil

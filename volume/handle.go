@@ -26,6 +26,10 @@ type Handle struct {
 	sole    namespace.SessionID // under which the node alone has the file open, 0: it need not
 }
 
+func (f *file) handle(flags uint32) *Handle {
+	return &Handle{f: f, flags: flags, locks: lockPath{fenced: &f.fenced}}
+}
+
 // Ino returns the inode that is open.
 func (h *Handle) Ino() namespace.Ino { return h.f.ino }
 
@@ -72,7 +76,9 @@ func (h *Handle) WriteAs(ctx context.Context, p []byte, off int64, flags uint32)
 
 // WritePages is Write of pages that were changed in memory: at off, whatever the
 // handle was opened with, and only as far as the file goes, also if it became shorter
-// since they were changed. Those beyond are gone, which is no error.
+// since they were changed. Those beyond are gone, which is no error. Nobody knows through
+// which open file they were mapped: while one of the inode has lost a lock, none are
+// written.
 func (h *Handle) WritePages(ctx context.Context, p []byte, off int64) (int, error) {
 	return h.write(ctx, p, off, inside)
 }
@@ -139,5 +145,8 @@ func (h *Handle) Release() {
 	h.f.v.locks.released(h.f.ino, &h.locks)
 	done()
 	h.releaseShared()
+	if h.locks.lost.Load() {
+		h.f.fenced.Add(-1)
+	}
 	h.f.v.release(h.f)
 }

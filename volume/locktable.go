@@ -86,6 +86,14 @@ type lockPath struct {
 
 	session atomic.Uint64 // of a shared volume: under which locks were taken, 0: none
 	lost    atomic.Bool   // a session ended that locks were taken under
+	fenced  *atomic.Int64 // of the file: how many have lost locks; nil: nobody counts
+}
+
+// lose takes note that locks were lost.
+func (l *lockPath) lose() {
+	if !l.lost.Swap(true) && l.fenced != nil {
+		l.fenced.Add(1)
+	}
 }
 
 // lockRequest asks for a lock.

@@ -291,7 +291,9 @@ func (v *Volume) open(ctx context.Context, ino namespace.Ino, flags uint32) (*Ha
 			return nil, err
 		}
 	}
-	return &Handle{f: f, flags: flags, keep: true}, nil
+	h := f.handle(flags)
+	h.keep = true
+	return h, nil
 }
 
 // Link gives ino another name.

@@ -43,6 +43,7 @@ type sharing struct {
 	version atomic.Uint64 // of committed, 0: not known
 	folding atomic.Bool   // its patches will be folded soon
 	losses  atomic.Uint64 // how often what was written was given up
+	fenced  atomic.Int64  // handles that have lost locks
 
 	// Guarded by mu.
 	under      namespace.SessionID // under which it was written what is not committed
@@ -379,7 +380,7 @@ func (f *file) truncated(n namespace.Inode, patches []namespace.Range, own exten
 
 // openShared is open of a file that others may write.
 func (v *Volume) openShared(ctx context.Context, f *file, flags uint32) (*Handle, error) {
-	h := &Handle{f: f, flags: flags}
+	h := f.handle(flags)
 	err := f.takeOver(ctx)
 	if err == nil {
 		h.losses = f.losses.Load()

@@ -330,6 +330,34 @@ func TestALockIsNotTrustedOnceTheSessionIsOver(t *testing.T) {
 	a.must(a.Volume.Sync(t.Context()))
 }
 
+// Rule 7: what a program changed in a mapping under a lock that it has lost is not written
+// through another open file either: the kernel writes it through any of the inode.
+func TestPagesAreNotWrittenForWhoHasLostALock(t *testing.T) {
+	h := newHub(t, 2)
+	a, b := h.nodes[0], h.nodes[1]
+	a.createFile("db", []byte("before"))
+	locked, other := a.openFile("db", syscall.O_RDWR), a.openFile("db", syscall.O_RDWR)
+	a.must(locked.TryLock(Lock{Owner: 1, Write: true, End: MaxLockEnd}))
+	a.loseSession()
+	a.newSession()
+	b.createFile("other", nil) // so that b has applied it
+	bh := b.openFile("db", syscall.O_RDWR)
+	b.must(bh.TryLock(Lock{Owner: 2, Write: true, End: MaxLockEnd}))
+	b.put(bh, []byte("by b"), 0)
+	b.closeFile(bh)
+	for _, w := range []*Handle{other, a.openFile("db", syscall.O_WRONLY)} {
+		if _, err := w.WritePages(t.Context(), []byte("late"), 0); !errors.Is(err, namespace.ErrSession) {
+			t.Errorf("pages are written after the lock was lost: %v", err)
+		}
+	}
+	locked.Release()
+	if _, err := other.WritePages(t.Context(), []byte("soon"), 0); err != nil {
+		t.Errorf("pages are not written when who has lost the lock is gone: %v", err)
+	}
+	a.closeFile(other)
+	b.shows("db", []byte("soonre"))
+}
+
 func TestLocksThatAreHeldWhenTheVolumeIsSharedAreBroughtToTheCluster(t *testing.T) {
 	h := newHub(t, 2)
 	a, b := h.nodes[0], h.nodes[1]

@@ -194,7 +194,7 @@ func (h *Handle) trusted(c Cluster) error {
 	}
 	if h.f.v.locks.holds(h.f.ino, l) {
 		if c.Session() != 0 { // else it may go on
-			l.lost.Store(true)
+			l.lose()
 		}
 		return namespace.ErrSession
 	}

@@ -215,7 +215,7 @@ func (t *lockTable) expireSpace(s lockSpace) {
 	defer t.tidy(f)
 	for owner, locks := range f.owners {
 		for _, h := range locks {
-			h.via.lost.Store(true)
+			h.via.lose()
 		}
 		t.drop(f, owner, func(heldLock) bool { return true })
 	}
