@@ -31,8 +31,9 @@ import (
 // Protocol is the name of the protocol.
 const Protocol p2p.Protocol = "/cairn/blocks/1"
 
-// serverBytes bounds the memory for requests that carry blocks and answers that
-// do, of all peers together; further requests wait.
+// serverBytes bounds the memory for blocks of requests and for answers that carry
+// blocks, of all peers together; further requests wait. Those that wait are bounded for
+// each peer by the transport.
 const serverBytes = 64 << 20
 
 // peerBytes is the most of it that one peer has: a peer that asks for much, or does

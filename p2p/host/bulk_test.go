@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cairnfs/cairn/p2p"
+	"github.com/cairnfs/cairn/p2p/rpc"
 )
 
 // narrow passes bytes between a dialler and a node as a long and narrow line does: so
@@ -130,5 +132,50 @@ func TestSmallRequestsAreNotQueuedBehindBulk(t *testing.T) {
 	t.Logf("of %d small requests: median %v, slowest %v; %d MiB of bulk", len(took), median, slowest, (moved.Load()-before)>>20)
 	if slowest > time.Second {
 		t.Errorf("a small request took %v", slowest)
+	}
+}
+
+// Rule 22: a member has no more large requests in the memory of another than its share of
+// it, however many streams it opens and however long they are not answered.
+func TestAPeerOccupiesNoMoreMemoryThanItsShare(t *testing.T) {
+	a, b := pair(t)
+	var held, most atomic.Int64
+	release := make(chan struct{})
+	b.Handle(echo, func(_ context.Context, _ p2p.PeerID, req []byte) ([]byte, error) {
+		n := held.Add(int64(len(req)))
+		for was := most.Load(); n > was && !most.CompareAndSwap(was, n); was = most.Load() {
+		}
+		<-release
+		held.Add(-int64(len(req)))
+		return nil, nil
+	})
+	payload := make([]byte, 4<<20)
+	const streams, each = 4, 4
+	answered := make(chan error, streams*each)
+	for range streams {
+		c := rpc.NewClient(b.Self(), a.opener(peerID(t, b), line{b.Self(), echo}), nil)
+		t.Cleanup(func() { c.Close() })
+		for range each {
+			go func() {
+				_, err := c.Call(within(t), payload)
+				answered <- err
+			}()
+		}
+	}
+	eventually(t, "a full share", func() error {
+		if held.Load() < peerRequests {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	time.Sleep(100 * time.Millisecond)
+	close(release)
+	for range streams * each {
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+	}
+	if most.Load() > peerRequests {
+		t.Errorf("%d bytes of requests of a peer in memory, at most %d", most.Load(), peerRequests)
 	}
 }

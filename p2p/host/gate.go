@@ -272,6 +272,11 @@ func (h *Host) dropClients(members map[p2p.PeerID]peer.ID) {
 			_ = c.Close() // returns nil
 		}
 	}
+	for l := range h.rooms {
+		if _, ok := members[l.to]; !ok {
+			delete(h.rooms, l)
+		}
+	}
 	for id := range h.failed {
 		if _, ok := members[id]; !ok {
 			delete(h.failed, id)

@@ -39,6 +39,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	ma "github.com/multiformats/go-multiaddr"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/cairnfs/cairn/p2p"
 	"github.com/cairnfs/cairn/p2p/rpc"
@@ -80,13 +81,15 @@ type Host struct {
 	closed   bool
 	handlers map[p2p.Protocol]service
 	clients  map[line]*rpc.Client
-	failed   map[p2p.PeerID]time.Time // when dialling failed lately
-	lost     map[p2p.PeerID]time.Time // when a connection by TCP ended
+	rooms    map[line]*semaphore.Weighted // peerRequests each; of members only
+	failed   map[p2p.PeerID]time.Time     // when dialling failed lately
+	lost     map[p2p.PeerID]time.Time     // when a connection by TCP ended
 }
 
 var _ p2p.Recycler = (*Host)(nil)
 
-// line is what has one outbound stream.
+// line is what has one outbound stream. The inbound ones of a peer and a protocol, which
+// is to keep to one as well, are a line, too.
 type line struct {
 	to       p2p.PeerID
 	protocol p2p.Protocol
@@ -105,6 +108,11 @@ const (
 	negotiateTimeout = 5 * time.Second // the protocol of a stream
 	redialPause      = 200 * time.Millisecond
 )
+
+// peerRequests bounds the large requests of a protocol that a member has in this node's
+// memory, in bytes, over all its streams. Those that wait for an answer count, so each
+// protocol has its own.
+const peerRequests = 32 << 20
 
 // PeerIDOf returns the id of the node that has the given ed25519 seed, 32 bytes.
 func PeerIDOf(seed []byte) (p2p.PeerID, error) {
@@ -152,6 +160,7 @@ func open(o Options, preferred ...security) (*Host, error) {
 		registered: make(map[peer.ID][]ma.Multiaddr),
 		handlers:   make(map[p2p.Protocol]service),
 		clients:    make(map[line]*rpc.Client),
+		rooms:      make(map[line]*semaphore.Weighted),
 		failed:     make(map[p2p.PeerID]time.Time),
 		lost:       make(map[p2p.PeerID]time.Time),
 	}
@@ -261,6 +270,22 @@ func (h *Host) service(from p2p.PeerID, p p2p.Protocol) (service, bool) {
 		return service{}, false
 	}
 	return s, true
+}
+
+// room returns the memory for the large requests that come on a line, nil if only small
+// ones can.
+func (h *Host) room(from line) *semaphore.Weighted {
+	if !h.gate.member(from.to) {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.rooms[from]
+	if r == nil {
+		r = semaphore.NewWeighted(peerRequests)
+		h.rooms[from] = r
+	}
+	return r
 }
 
 // Call implements p2p.Transport. A peer that is not connected is dialled. A call

@@ -147,7 +147,7 @@ func (h *Host) serve(s network.Stream) error {
 	if err := s.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	limits := rpc.Limits{}
+	limits := rpc.Limits{Room: h.room(line{from, p})}
 	if service.strangers || service.anyone {
 		limits.Request = StrangerRequest
 	}

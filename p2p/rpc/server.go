@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/cairnfs/cairn/p2p"
 )
 
@@ -14,6 +16,10 @@ import (
 type Limits struct {
 	Request    int // bytes of a request
 	Concurrent int // requests being answered at the same time
+	// Room is where large requests lie from before they are read until their handlers
+	// have returned, in bytes; several streams may share it. While there is none for
+	// the next one, nothing more of the stream is read. Nil is without end.
+	Room *semaphore.Weighted
 }
 
 func (l Limits) orLargest() Limits {
@@ -128,8 +134,13 @@ func (s *server) request(d *decoder, h header) error {
 	if used || n >= s.limits.Concurrent {
 		return fmt.Errorf("%w: request %d beside %d others, at most %d", errProtocol, h.id, n, s.limits.Concurrent)
 	}
+	leave, err := s.enter(h.size)
+	if err != nil {
+		return err
+	}
 	req, whole, err := d.payload(h.size)
 	if err != nil || !whole {
+		leave()
 		return err
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -140,9 +151,22 @@ func (s *server) request(d *decoder, h header) error {
 	s.handlers.Go(func() {
 		defer cancel()
 		answer, sent, err := s.handler(ctx, s.from, req)
+		leave()
 		s.answer(h.id, r, answer, sent, err)
 	})
 	return nil
+}
+
+// enter waits until there is room for a request, which leave gives back.
+func (s *server) enter(size uint32) (leave func(), err error) {
+	room := s.limits.Room
+	if room == nil || size < reused {
+		return func() {}, nil
+	}
+	if err := room.Acquire(s.ctx, int64(size)); err != nil {
+		return nil, err
+	}
+	return func() { room.Release(int64(size)) }, nil
 }
 
 // answer queues what a handler returned.
