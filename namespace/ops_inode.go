@@ -161,7 +161,7 @@ func (t *txn) setContent(op *SetContent) (*stagedInode, error) {
 		return nil, err
 	}
 	n.setContent(&op.Content)
-	n.size, n.version = op.Size, t.index
+	n.size, n.version, n.named = op.Size, t.index, true
 	if op.Mtime != 0 {
 		n.wrote(op.Mtime, op.Ino == Created)
 	}

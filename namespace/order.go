@@ -150,6 +150,7 @@ type InodeChange struct {
 	New     bool // created
 	Gone    bool // reaped
 	Content bool // size or content, of a directory its entries, have changed
+	Named   bool // by SetContent or PatchContent
 	Folded  bool // content is the same, but patches of it were folded
 	Size    int64
 }
@@ -188,6 +189,7 @@ func (s *State) tell(t *txn) {
 			c.Inodes = append(c.Inodes, InodeChange{
 				Ino: n.ino, New: !n.stored, Gone: !n.alive,
 				Content: n.version != n.old.version || n.size != n.old.size,
+				Named:   n.named,
 				Folded:  n.stored && n.version == n.old.version && n.patches != n.old.patches,
 				Size:    n.size,
 			})

@@ -209,7 +209,7 @@ func (t *txn) patchContent(op *PatchContent) (*stagedInode, error) {
 	p.Count, p.Cost, p.Cut = p.Count+1, p.Cost+cost, 0
 	t.meta.patches += uint64(cost)
 	n.patch = value
-	n.size, n.version = op.Size, t.index
+	n.size, n.version, n.named = op.Size, t.index, true
 	if op.Mtime != 0 {
 		n.wrote(op.Mtime, false)
 	}

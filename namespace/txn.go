@@ -51,6 +51,7 @@ type stagedInode struct {
 	dirty   bool   // differs from old
 	touched bool   // it is decided whether old is kept in history
 	history bool   // it is
+	named   bool   // the command names content
 	patch   []byte // that the command makes
 	dropped uint64 // stored patches up to this one are above the content no longer
 }

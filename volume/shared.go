@@ -153,7 +153,7 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 		if !n.Content {
 			continue
 		}
-		waited, l := f.observed(c, n.Size, own)
+		waited, l := f.observed(c, &n, own)
 		if late = late || l; !waited {
 			f.stale.Store(true)
 		}

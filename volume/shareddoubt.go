@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"math"
 	"slices"
 
 	"github.com/cairnfs/cairn/namespace"
@@ -11,10 +10,10 @@ import (
 // answer did not come in time; the command may have been carried out, or be yet, or
 // never. Until that is known what was written stays here, and is named once more. Those
 // that name content build on the same version, so one of them counts at most: which one,
-// the session and the size tell, and once the namespace has another version without that
-// any was carried out, none will be. What was appended must not come again then. A node
-// that takes over a snapshot sees what became of a file and not by which commands: what
-// may or may not be an append of its own is given up.
+// the session and the size tell, and that it was no change of size. Once the namespace has
+// another version without that any was carried out, none will be. What was appended must
+// not come again then. A node that takes over a snapshot sees what became of a file and not
+// by which commands: what may or may not be an append of its own is given up.
 
 // maxDoubts is how many doubts about a file are kept. Of those that would leave it with
 // the same size the first one is enough, so it takes as many attempts with something
@@ -27,6 +26,7 @@ type doubt struct {
 	session namespace.SessionID
 	size    int64 // of the file then
 	tail    int64 // where what it appends begins, which ends at size; -1: nothing
+	names   bool  // content; else it sets the size
 	// Counts of writes and of attributes set as of the command.
 	touched, later uint64
 	lost           bool   // nobody waits for it any more
@@ -39,7 +39,7 @@ type doubt struct {
 func (f *file) naming(size int64) *doubt {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d := &doubt{size: size, tail: f.frozenTail, touched: f.frozenTouched, later: f.frozenLater}
+	d := &doubt{size: size, tail: f.frozenTail, names: true, touched: f.frozenTouched, later: f.frozenLater}
 	f.proposed(d)
 	return d
 }
@@ -48,7 +48,7 @@ func (f *file) naming(size int64) *doubt {
 func (f *file) sizing(size int64) *doubt {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d := &doubt{size: size, tail: -1, touched: math.MaxUint64}
+	d := &doubt{size: size, tail: -1}
 	f.proposed(d)
 	return d
 }
@@ -58,7 +58,9 @@ func (f *file) proposed(d *doubt) {
 	if d.session = f.v.shared().Session(); d.session == 0 {
 		d.session = f.under // it is about to end, or goes on
 	}
-	same := func(o *doubt) bool { return o.session == d.session && o.size == d.size && o.tail == d.tail }
+	same := func(o *doubt) bool {
+		return o.session == d.session && o.size == d.size && o.tail == d.tail && o.names == d.names
+	}
 	if len(f.doubts) < maxDoubts && !slices.ContainsFunc(f.doubts, same) {
 		f.doubts = append(f.doubts, d)
 	}
@@ -115,11 +117,11 @@ func (f *file) undecidable(version uint64) bool {
 // observed takes note of a change of content. waited says that it is by a command that
 // somebody here waits for, who knows all about it; late, that it is by one of this node's
 // for which nobody waits any more.
-func (f *file) observed(c *namespace.Change, size int64, own bool) (waited, late bool) {
+func (f *file) observed(c *namespace.Change, n *namespace.InodeChange, own bool) (waited, late bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, d := range f.doubts {
-		if c.Session != 0 && d.session == c.Session && d.size == size && d.landed == 0 {
+		if c.Session != 0 && d.session == c.Session && d.size == n.Size && d.names == n.Named && d.landed == 0 {
 			d.landed = c.Index
 			return !d.lost, d.lost
 		}
@@ -143,6 +145,9 @@ func (f *file) resolve(version uint64) {
 
 // forgetNamed forgets of what was written here what d has named. Called with mu held.
 func (f *file) forgetNamed(d *doubt) {
+	if !d.names {
+		return
+	}
 	if f.touched == d.touched && f.later.n == d.later {
 		f.dirty.clear(0, maxSize)
 		f.later = later{n: f.later.n}

@@ -51,6 +51,27 @@ func TestOfSeveralUnknownAppendsTheOneThatCountedIsKnown(t *testing.T) {
 	h.showsRecords(2)
 }
 
+// Rule 6: an append is not taken for a truncation that would have left the file as long.
+func TestAnUnknownAppendIsToldFromAnUnknownTruncation(t *testing.T) {
+	h, w := doubtedLog(t)
+	a := h.nodes[0]
+	a.setCut(true)
+	size := int64(len("start\n") + len(record(0, 0)))
+	if _, err := a.SetAttr(t.Context(), w.Ino(), SetAttr{Valid: SetSize, Size: size}); !errors.Is(err, errNoMajority) {
+		t.Fatalf("a truncation by one who is cut off: %v", err)
+	}
+	a.setCut(false)
+	a.put(w, record(0, 0), 0)
+	a.setDeaf(true)
+	if err := w.Flush(t.Context()); !errors.Is(err, errNoMajority) {
+		t.Fatalf("a flush without an answer: %v", err)
+	}
+	a.setDeaf(false)
+	a.put(w, record(0, 1), 0)
+	a.closeFile(w)
+	h.showsRecords(2)
+}
+
 // Rule 6: a session that is about to end may go on.
 func TestAnUnknownAppendCountsWhileTheSessionIsUncertain(t *testing.T) {
 	h, w := doubtedLog(t)
