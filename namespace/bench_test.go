@@ -7,6 +7,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/cairnfs/cairn/p2p"
 )
 
 // benchState is set up as in a node: bloom filters, a 32 MiB memtable.
@@ -153,5 +155,32 @@ func BenchmarkLookupAsOf(b *testing.B) {
 		if _, err := v.Lookup(RootIno, names[i%(len(names)/2-1)]); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkEndSession is of a session with so many locks, beside another's.
+func BenchmarkEndSession(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 50_000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			f := benchState(b, Options{})
+			f.do(&FoundCluster{ID: testCluster, First: storageMember("a")})
+			f.do(&AddInvite{ID: InviteID{1}, Expires: 1 << 62, Uses: 1, Role: p2p.RoleStorage})
+			f.do(&Redeem{Invite: InviteID{1}, Member: storageMember("b")})
+			other := f.open("b")
+			inos := make([]Ino, n)
+			for i := range inos {
+				inos[i] = f.file(RootIno, strconv.Itoa(i))
+				f.do(&LockRange{Session: other, Ino: inos[i], Kind: LockFile, End: 9, Mode: Shared})
+			}
+			for b.Loop() {
+				b.StopTimer()
+				session := f.open("a")
+				for _, ino := range inos {
+					f.do(&LockRange{Session: session, Ino: ino, Kind: LockRecord, End: 9, Mode: Exclusive})
+				}
+				b.StartTimer()
+				f.do(&EndSession{Session: session})
+			}
+		})
 	}
 }

@@ -155,31 +155,32 @@ func cmpUint(a, b uint64) int {
 
 // unlockAll frees all that a session holds.
 func (t *txn) unlockAll(id SessionID) error {
-	var keys [][]byte
 	prefix := tagKey(nil, tagLocks)
-	err := scan(t.s.db, prefix, func(key, _ []byte) (bool, error) {
-		keys = append(keys, bytes.Clone(key))
-		return true, nil
+	its := func(l Lock) bool { return l.Session == id }
+	err := scan(t.s.db, prefix, func(key, value []byte) (bool, error) {
+		held, err := decodeLocks(value)
+		if slices.ContainsFunc(held, its) && t.values.find(key) == nil {
+			t.values.add(bytes.Clone(key), bytes.Clone(value))
+		}
+		return true, err
 	})
 	if err != nil {
 		return t.fail(err)
 	}
-	for _, v := range t.values { // of this command
-		if bytes.HasPrefix(v.key, prefix) {
-			keys = append(keys, v.key)
+	for _, v := range t.values.all {
+		if !bytes.HasPrefix(v.key, prefix) {
+			continue
 		}
-	}
-	for _, key := range keys {
-		v, held, err := t.locks(key)
+		held, err := decodeLocks(v.value)
 		if err != nil {
-			return err
+			return t.fail(err)
 		}
-		left := slices.DeleteFunc(held, func(l Lock) bool { return l.Session == id })
+		left := slices.DeleteFunc(held, its)
 		if len(left) == len(held) {
 			continue
 		}
 		v.value = encodeLocks(left)
-		ino, _, _ := splitNumberKey(key)
+		ino, _, _ := splitNumberKey(v.key)
 		t.cluster.locks = append(t.cluster.locks, Ino(ino))
 		t.queueChanged(Ino(ino), left)
 	}

@@ -317,12 +317,12 @@ func TestCreateReadsNoListWhereThereCanBeNone(t *testing.T) {
 	f := newFixture(t, Options{})
 	dir := f.dir(RootIno, "dir")
 	f.do(&Create{Parent: dir, Name: "file", Mode: TypeRegular | 0o644, Umask: 0o022})
-	if n := len(f.s.txn.values); n != 0 {
+	if n := len(f.s.txn.values.all); n != 0 {
 		t.Errorf("creating a file loads %d values", n)
 	}
 	f.setACL(dir, ACLDefault, owner(7), owningGroup(5), other(0))
 	f.do(&Create{Parent: dir, Name: "more", Mode: TypeRegular | 0o644, Umask: 0o022})
-	if n := len(f.s.txn.values); n != 1 {
+	if n := len(f.s.txn.values.all); n != 1 {
 		t.Errorf("creating a file in a directory with a default list loads %d values, want 1", n)
 	}
 }

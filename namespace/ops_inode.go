@@ -318,7 +318,7 @@ func (t *txn) reap(op *Reap) (*stagedInode, error) {
 	// write removes the stored attributes; what this command did to them is
 	// no longer of interest.
 	prefix := xattrKey(nil, n.ino, "")
-	for _, v := range t.values {
+	for _, v := range t.values.all {
 		if bytes.HasPrefix(v.key, prefix) {
 			v.value = v.old
 		}

@@ -194,10 +194,11 @@ func (t *txn) endSession(id SessionID) error {
 		return err
 	}
 	v.value = nil
-	for seq := range ses.outcomes {
-		v, err := t.value(outcomeKey(nil, id, seq))
-		if err != nil {
-			return err
+	for seq, outcome := range ses.outcomes {
+		key := outcomeKey(nil, id, seq)
+		v := t.values.find(key)
+		if v == nil {
+			v = t.values.add(key, outcome)
 		}
 		v.value = nil
 	}

@@ -33,7 +33,7 @@ type txn struct {
 	nInodes   int
 	entries   []*stagedEntry
 	nEntries  int
-	values    []*stagedValue
+	values    stagedValues
 	snapshots []uint64 // as of the command; shared with the State until changed
 	collect   Collection
 	trim      trim
@@ -66,12 +66,6 @@ type stagedEntry struct {
 
 func (e *stagedEntry) exists() bool { return e.ino != 0 }
 
-// stagedValue is any other record that the command has looked at.
-type stagedValue struct {
-	key        []byte
-	old, value []byte // nil: no record
-}
-
 func (t *txn) init(s *State) { t.s = s }
 
 func (t *txn) begin(index uint64, cmd *Command) {
@@ -87,8 +81,7 @@ func (t *txn) begin(index uint64, cmd *Command) {
 func (t *txn) drop() {
 	t.created = 0
 	t.nInodes, t.nEntries = 0, 0
-	clear(t.values)
-	t.values = t.values[:0]
+	t.values.drop()
 	t.trim = trim{}
 	t.cluster = clusterTxn{}
 }
@@ -329,22 +322,6 @@ func loadEntry(db pebble.Reader, key []byte) (dentry, error) {
 	return d, errors.Join(err, closer.Close())
 }
 
-// value loads another record.
-func (t *txn) value(key []byte) (*stagedValue, error) {
-	for _, v := range t.values {
-		if bytes.Equal(v.key, key) {
-			return v, nil
-		}
-	}
-	old, _, err := get(t.s.db, key)
-	if err != nil {
-		return nil, t.fail(err)
-	}
-	v := &stagedValue{key: key, old: old, value: old}
-	t.values = append(t.values, v)
-	return v, nil
-}
-
 // touch prepares an inode for a change: it decides whether the present value
 // moves to history. One that began less than a minute of log time ago, and that
 // no snapshot shows, is overwritten in place: what replaces it takes over its
@@ -389,7 +366,7 @@ func (t *txn) write(b *pebble.Batch) error {
 			return err
 		}
 	}
-	for _, v := range t.values {
+	for _, v := range t.values.all {
 		if err := t.writeValue(b, v); err != nil {
 			return err
 		}

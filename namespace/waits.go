@@ -124,7 +124,7 @@ func (t *txn) waits() ([]sessionWait, error) {
 	if err != nil {
 		return nil, t.fail(err)
 	}
-	for _, v := range t.values {
+	for _, v := range t.values.all {
 		session, id, ok := splitWaitKey(v.key)
 		if !ok {
 			continue
