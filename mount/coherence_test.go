@@ -435,3 +435,26 @@ func TestAnAppendThroughThePageCacheIsAnswered(t *testing.T) {
 		})
 	}
 }
+
+// What stat says of an open file is what the kernel goes by from then on: where the pages
+// of a mapping end, and where pwritev2 with RWF_APPEND writes, which the node does not see.
+func TestTheKernelTakesTheSizeThatItTells(t *testing.T) {
+	_, a, b := newSharedCluster(t)
+	write(t, a.path("f"), "12345")
+	f, err := os.OpenFile(a.path("f"), os.O_RDWR, 0)
+	ok(t, err)
+	defer f.Close()
+	other, err := os.OpenFile(b.path("f"), os.O_WRONLY|os.O_APPEND, 0)
+	ok(t, err)
+	_, err = other.WriteString(" of b")
+	ok(t, err)
+	ok(t, other.Close())
+	a.idle(t)
+	if size := stat(t, a.path("f")).Size; size != 10 {
+		t.Fatalf("size %d", size)
+	}
+	_, err = unix.Pwritev2(int(f.Fd()), [][]byte{[]byte(" of a")}, 0, unix.RWF_APPEND)
+	ok(t, err)
+	ok(t, f.Close())
+	wantContent(t, b.path("f"), "12345 of b of a")
+}

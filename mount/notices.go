@@ -180,11 +180,17 @@ func (c *coherence) dropInode(ino uint64, content bool, tries int) {
 	if c.quitting() || !c.knows(ino) {
 		return
 	}
-	off := int64(-1)
+	off, version := int64(-1), uint64(0)
 	if content {
-		off = 0
+		off, version = 0, c.vol.Version(namespace.Ino(ino))
 	}
-	if c.tell.InodeNotify(ino, off, 0) != fuse.ENOENT || tries >= maxRetries || !c.knows(ino) {
+	status := c.tell.InodeNotify(ino, off, 0)
+	if status == fuse.OK && version != 0 {
+		// Or the next GETATTR would drop the pages again, and with that undo
+		// its own answer.
+		c.vol.Dropped(namespace.Ino(ino), version)
+	}
+	if status != fuse.ENOENT || tries >= maxRetries || !c.knows(ino) {
 		return
 	}
 	c.mu.Lock()

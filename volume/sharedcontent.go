@@ -421,8 +421,19 @@ func (f *file) outdated() uint64 {
 	return version
 }
 
-// Dropped says that the kernel's pages of the inode were dropped after Stale had
-// returned the version, or attributes with it as Outdated.
+// Version returns a version of the content of a regular file than which none older is
+// read from now on, 0 if there is no such file.
+func (v *Volume) Version(ino namespace.Ino) uint64 {
+	n, err := v.o.State.Inode(ino)
+	if err != nil || n.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		return 0
+	}
+	v.o.State.Told() // or a file in memory may not know of it
+	return n.Version
+}
+
+// Dropped says that the kernel's pages of the inode were dropped after Stale or Version
+// had returned the version, or attributes with it as Outdated.
 func (v *Volume) Dropped(ino namespace.Ino, version uint64) { v.seen.set(ino, version) }
 
 // arrived is called with each request about the handle. The first one says that the
