@@ -79,7 +79,8 @@ const (
 	maxFileSize = 256 << 20
 )
 
-// What waits to be written is bounded: pieces of up to a MiB, or one block, or a parcel.
+// What waits to be written is bounded: pieces of up to a MiB, which leave room in a file
+// for what is written again, or one block, or a parcel.
 const (
 	minMemory = 64 << 10
 	maxPiece  = 1 << 20
@@ -375,7 +376,7 @@ func (c *Cache) makeRoom(size int) bool {
 		c.hand()
 		switch {
 		case c.writing < maxPieces:
-			c.filling = c.piece(max(size, int(min(maxPiece, c.fileSize-fileHeaderSize))))
+			c.filling = c.piece(max(size, min(maxPiece, c.half())))
 		case c.o.wait:
 			c.idle.Wait()
 		default:

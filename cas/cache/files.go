@@ -304,8 +304,8 @@ func (c *Cache) roll(need int64) error {
 	if err := c.endDirect(); err != nil {
 		c.failed("close", err)
 	}
-	var again []piece
-	kept := int64(0)
+	var again piece
+	defer func() { c.forget(again.records) }()
 	for {
 		oldest, short := c.oldest(), c.allowed() < c.fileSize
 		if oldest == nil && short {
@@ -314,9 +314,8 @@ func (c *Cache) roll(need int64) error {
 		if oldest == nil || !short && c.total()+c.fileSize <= c.o.MaxBytes {
 			break
 		}
-		// What is written again must leave room for what is new, and is read
-		// into memory.
-		again = append(again, c.used(oldest, min(c.fileSize/2, maxAgain)-kept, &kept))
+		// What is written again is read into memory.
+		c.addUsed(&again, oldest, min(c.half(), maxAgain))
 		c.drop(oldest)
 	}
 	c.next++
@@ -339,17 +338,20 @@ func (c *Cache) roll(need int64) error {
 	c.mu.Unlock()
 	c.active = f
 	c.beginDirect()
-	for i := range again {
-		if f.size+int64(pages(len(again[i].bytes)))+need > c.fileSize || len(again[i].bytes) == 0 {
-			continue
-		}
-		c.writePiece(&again[i])
-		if c.active != f { // it failed
-			return fmt.Errorf("%s cannot be written", c.path(f.number))
-		}
+	// What is new and takes more than half a file goes first.
+	if len(again.records) == 0 || f.size+int64(pages(len(again.bytes)))+need > c.fileSize {
+		return nil
+	}
+	c.writePiece(&again)
+	again.records = nil
+	if c.active != f { // it failed
+		return fmt.Errorf("%s cannot be written", c.path(f.number))
 	}
 	return nil
 }
+
+// half returns how many bytes, in whole pages, go twice into a file.
+func (c *Cache) half() int { return int(c.fileSize-fileHeaderSize) / 2 / pageSize * pageSize }
 
 // maxAgain bounds the memory for blocks that are written again.
 const maxAgain = 16 << 20
@@ -372,15 +374,23 @@ func (c *Cache) total() int64 {
 	return c.bytes
 }
 
-// used reads the blocks of a file that were read since they were written, at most
-// so many bytes, the last ones first to be left out.
-func (c *Cache) used(f *file, most int64, total *int64) (p piece) {
+// forget says that blocks that are pending will not be written.
+func (c *Cache) forget(records []record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range records {
+		delete(c.pending, r.hash)
+	}
+}
+
+// addUsed adds to p the blocks of a file that were read since they were written, until
+// it has so many bytes. They are pending then, so that readers do not miss them.
+func (c *Cache) addUsed(p *piece, f *file, most int) {
 	c.eachRecord(f, func(hash [cas.HashSize]byte, at place) {
 		c.mu.Lock()
 		now, ok := c.places[hash]
 		c.mu.Unlock()
-		size := int64(headerSize) + int64(at.size)
-		if !ok || now.file != at.file || now.offset != at.offset || !now.used || int64(len(p.bytes))+size > most {
+		if !ok || now.file != at.file || now.offset != at.offset || !now.used || len(p.bytes)+headerSize+int(at.size) > most {
 			return
 		}
 		data := make([]byte, at.size)
@@ -391,8 +401,9 @@ func (c *Cache) used(f *file, most int64, total *int64) (p piece) {
 		if _, err := cas.Verify(cas.NewCID(cas.Codec(at.codec), hash), data); err != nil {
 			return
 		}
-		p.add(hash, at.codec, data)
-		*total += size
+		data = p.add(hash, at.codec, data)
+		c.mu.Lock()
+		c.pending[hash] = data
+		c.mu.Unlock()
 	})
-	return p
 }
