@@ -343,6 +343,7 @@ func TestANodeThatIsSentTheNamespaceCatchesUpWithABusyGroup(t *testing.T) {
 			if i%32 == 0 {
 				checkpoint()
 			}
+			time.Sleep(5 * time.Millisecond) // so that one can catch up that has as little of the processor
 		}
 	})
 	defer busy.Wait()

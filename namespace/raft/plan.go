@@ -15,8 +15,9 @@ import (
 
 // peerProgress is what the leader knows of a member of the group.
 type peerProgress struct {
-	active bool // was heard of within an election's time
-	caught bool // has nearly all of the log
+	active bool   // was heard of within an election's time
+	caught bool   // has nearly all of the log
+	match  uint64 // entry up to which it has the log
 }
 
 // votersFor returns how many voters a cluster with so many storage members has.

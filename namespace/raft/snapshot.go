@@ -29,6 +29,7 @@ const protocolSnapshot p2p.Protocol = "/cairn/snapshot/1"
 const (
 	maxExports       = 4
 	snapshotPatience = 20 * time.Second // without a request
+	catchUpPatience  = 2 * time.Minute  // without an entry more, once all was sent, and as long as that took: it is to be installed
 )
 
 // exports are the namespaces that are being sent, or were just now.
@@ -41,9 +42,14 @@ type exports struct {
 
 type export struct {
 	peer   p2p.PeerID
-	member uint64    // number of the peer in the group
-	used   time.Time // under the mutex of exports
-	sent   bool      // as a whole; the same
+	member uint64 // number of the peer in the group
+	began  time.Time
+
+	// Under the mutex of exports.
+	used     time.Time // when it was of use
+	patience time.Duration
+	sent     bool   // as a whole
+	match    uint64 // what of the log the member had when it was of use
 
 	mu     sync.Mutex // never held for longer than a chunk takes to be read
 	e      *namespace.Export
@@ -68,7 +74,7 @@ func (x *exports) drop(peer p2p.PeerID) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for id, e := range x.open {
-		if e.peer == peer || time.Since(e.used) > snapshotPatience {
+		if e.peer == peer || time.Since(e.used) > e.patience {
 			delete(x.open, id)
 			_ = e.close() // of something only read
 		}
@@ -80,17 +86,23 @@ func (x *exports) drop(peer p2p.PeerID) {
 func (x *exports) finish(e *export) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	e.sent = true
+	e.sent, e.patience = true, catchUpPatience+time.Since(e.began)
 	_ = e.close() // of something only read
 }
 
-// release drops exports that were sent to members that have caught up by now.
-func (x *exports) release(caught func(id uint64) bool) {
+// release drops exports that were sent to members that have caught up by now, or if
+// progress is nil, because this node does not lead and keeps nothing for them.
+func (x *exports) release(progress map[uint64]peerProgress) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for id, e := range x.open {
-		if e.sent && caught(e.member) {
+		p := progress[e.member]
+		switch {
+		case !e.sent:
+		case progress == nil || p.caught:
 			delete(x.open, id)
+		case p.match > e.match:
+			e.match, e.used = p.match, time.Now()
 		}
 	}
 }
@@ -232,7 +244,8 @@ func (l *Log) newExport(ctx context.Context, from p2p.PeerID, member uint64) ([]
 	if x.open == nil {
 		x.open = make(map[uint64]*export)
 	}
-	x.open[x.last] = &export{e: e, peer: from, member: member, used: time.Now()}
+	now := time.Now()
+	x.open[x.last] = &export{e: e, peer: from, member: member, began: now, used: now, patience: snapshotPatience}
 	return answer, nil
 }
 
@@ -314,7 +327,6 @@ func (l *Log) forgetSnapshots() {
 	}
 	l.exports.drop("")
 	if l.exports.any() {
-		progress := l.progress()
-		l.exports.release(func(id uint64) bool { return progress == nil || progress[id].caught })
+		l.exports.release(l.progress())
 	}
 }

@@ -83,7 +83,7 @@ func (l *Log) progress() map[uint64]peerProgress {
 	last, _ := l.store.LastIndex()
 	for id, p := range s.Progress {
 		// A short log says nothing of the namespace before it, which may be large.
-		progress[id] = peerProgress{active: p.RecentActive, caught: p.State == tracker.StateReplicate && p.Match+caughtUp >= last}
+		progress[id] = peerProgress{active: p.RecentActive, caught: p.State == tracker.StateReplicate && p.Match+caughtUp >= last, match: p.Match}
 	}
 	return progress
 }
