@@ -12,7 +12,7 @@
 //	cairn.log     of a mount in the background
 //	key, member   of a member of a cluster (member.go)
 //	cache/        blocks of other nodes that were read here: cas/cache
-//	recovered/    what could not be stored under its name after a session ended
+//	recovered/    what could not be stored under its name (volume/sharedsession.go)
 //
 // What decides correctness between the layers is here as well: the journal is
 // synced behind the segments it refers to and the index is flushed behind both

@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/cairnfs/cairn/cas"
 	"github.com/cairnfs/cairn/namespace"
 )
 
@@ -212,13 +210,7 @@ func TestAModeIsNamedBeforeACloseOnAFullDiskKeepsWhatWasWritten(t *testing.T) {
 	r.must(err)
 	r.full.on.Store(true)
 	h.Release()
-	if err := r.Volume.Close(t.Context()); !errors.Is(err, cas.ErrNoSpace) {
-		t.Errorf("close: %v", err)
-	}
-	for _, stop := range []func() error{r.journal.Close, r.blocks.Close, r.db.Close} {
-		r.must(stop())
-	}
-	r = openRig(t, fs, 0)
+	r = r.closeFull(fs)
 	r.expect(ino, want)
 	if a, err := r.GetAttr(t.Context(), ino); err != nil || a.Mode != syscall.S_IFREG|0o600 {
 		t.Errorf("mode %#o, %v", a.Mode, err)

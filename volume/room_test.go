@@ -81,13 +81,19 @@ func TestACloseOnAFullDiskLosesNothingThatWasWritten(t *testing.T) {
 	r.room.asked.Store(0)
 	ino := h.Ino()
 	h.Release()
-	if err := r.Volume.Close(t.Context()); !errors.Is(err, cas.ErrNoSpace) {
-		t.Errorf("close: %v", err)
+	r = r.closeFull(fs)
+	r.expect(ino, []byte("accepted"))
+	r.close()
+}
+
+// closeFull closes the rig on a disk that is full, and returns it opened again.
+func (r *rig) closeFull(fs vfs.FS) *rig {
+	r.t.Helper()
+	if err := r.Volume.Close(r.t.Context()); !errors.Is(err, cas.ErrNoSpace) {
+		r.t.Errorf("close: %v", err)
 	}
 	for _, stop := range []func() error{r.journal.Close, r.blocks.Close, r.db.Close} {
 		r.must(stop())
 	}
-	r = openRig(t, fs, 0)
-	r.expect(ino, []byte("accepted"))
-	r.close()
+	return openRig(r.t, fs, 0)
 }

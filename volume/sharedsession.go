@@ -13,7 +13,8 @@ import (
 // What happens when the node's session ends. Others may have the locks by then that
 // this node's programs believe in, and may have read what was not named in time. So
 // handles with locks fail from then on, and what was written and not named goes to a
-// file for a person to look at, while the file shows what the namespace has.
+// file for a person to look at, while the file shows what the namespace has. So does
+// an append that may have been named or not (shareddoubt.go).
 
 const (
 	recoverPiece = 1 << 20

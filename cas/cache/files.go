@@ -338,7 +338,7 @@ func (c *Cache) roll(need int64) error {
 	c.mu.Unlock()
 	c.active = f
 	c.beginDirect()
-	// What is new and takes more than half a file goes first.
+	// A block or parcel that takes more than half a file is written instead.
 	if len(again.records) == 0 || f.size+int64(pages(len(again.bytes)))+need > c.fileSize {
 		return nil
 	}
