@@ -121,7 +121,7 @@ func (v *Volume) newFile(n namespace.Inode) *file {
 	}
 	if n.Patches.First != 0 {
 		f.base.below = unread
-		f.stale.Store(true)
+		f.news.add()
 	}
 	return f
 }

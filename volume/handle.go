@@ -50,7 +50,7 @@ func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
 			}
 		}
 		n, err := h.f.read(ctx, p, off)
-		if !errors.Is(err, cas.ErrNotFound) || h.f.basis() == was && !h.f.stale.Load() {
+		if !errors.Is(err, cas.ErrNotFound) || h.f.basis() == was && !h.f.news.any() {
 			return n, err
 		}
 		// The content was replaced meanwhile, and what it was is gone.

@@ -273,7 +273,7 @@ func (f *file) foldPatches(ctx context.Context) error {
 func (f *file) patched(ctx context.Context) (base, namespace.Inode, error) {
 	f.move.Lock()
 	defer f.move.Unlock()
-	if f.stale.Load() {
+	if f.news.any() {
 		if err := f.refresh(ctx); err != nil {
 			return base{}, namespace.Inode{}, err
 		}

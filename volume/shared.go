@@ -127,7 +127,7 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 	if c.All {
 		v.seen.clear()
 		for _, f := range v.files {
-			f.stale.Store(true)
+			f.news.add()
 			f.skipped()
 			v.adopt(f)
 		}
@@ -148,14 +148,14 @@ func (v *Volume) mark(c *namespace.Change, own bool) (late bool) {
 		}
 		v.adopt(f)
 		if n.Folded {
-			f.stale.Store(true) // what it builds on will be gone from the store
+			f.news.add() // what it builds on will be gone from the store
 		}
 		if !n.Content {
 			continue
 		}
 		waited, l := f.observed(c, &n, own)
 		if late = late || l; !waited {
-			f.stale.Store(true)
+			f.news.add()
 		}
 	}
 	return late

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cairnfs/cairn/namespace"
 )
@@ -256,6 +257,46 @@ func TestKernelPagesAreKeptOnlyIfNoOtherNodeWrote(t *testing.T) {
 	a.must(err)
 	keeps(a, true)
 	keeps(b, false)
+}
+
+// While somebody takes over what is new, nobody goes on with what was before: the kernel may
+// have been told that it will not see that again.
+func TestWhoComesWhileWhatIsNewIsTakenOverWaitsForIt(t *testing.T) {
+	h := newHub(t, 2)
+	m, other := h.nodes[0], h.nodes[1]
+	m.createFile("file", []byte("old"))
+	f := m.openFile("file", syscall.O_RDONLY)
+	defer f.Release()
+	g := other.openFile("file", syscall.O_WRONLY)
+	other.put(g, []byte("newer"), 0)
+	other.closeFile(g)
+	m.must(m.Barrier(context.Background()))
+	takeOver := func() chan error {
+		done := make(chan error, 1)
+		go func() { done <- f.f.fresh(context.Background()) }()
+		return done
+	}
+	f.f.mu.Lock() // nobody gets further than the beginning
+	first := takeOver()
+	eventually(t, "somebody takes over what is new", func() bool {
+		free := f.f.move.TryLock()
+		if free {
+			f.f.move.Unlock()
+		}
+		return !free
+	})
+	second := takeOver()
+	select {
+	case <-second:
+		t.Error("somebody went on with what was before")
+	case <-time.After(20 * time.Millisecond):
+		defer func() { m.must(<-second) }()
+	}
+	f.f.mu.Unlock()
+	m.must(<-first)
+	if got := m.content(f); string(got) != "newer" {
+		t.Errorf("read %q", got)
+	}
 }
 
 func TestWhoIsCutOffReadsWhatItHoldsAndRefusesChanges(t *testing.T) {

@@ -39,7 +39,7 @@ func randomPause(try int) time.Duration {
 
 // sharing is what a file of a shared volume knows besides.
 type sharing struct {
-	stale   atomic.Bool   // the namespace may have other content
+	news    news          // the namespace may have other content
 	version atomic.Uint64 // of committed, 0: not known
 	folding atomic.Bool   // its patches will be folded soon
 	losses  atomic.Uint64 // how often what was written was given up
@@ -55,14 +55,26 @@ type sharing struct {
 	doubts                     []*doubt
 }
 
+// news says whether there is anything to take over. It counts, so that there still is
+// while somebody does: who looks meanwhile is to wait for that and not to go on with
+// what was before.
+type news struct{ come, taken atomic.Uint64 }
+
+func (n *news) any() bool { return n.taken.Load() != n.come.Load() }
+
+func (n *news) add() { n.come.Add(1) }
+
 // fresh takes over what other nodes have named, if Observe said that there is
 // anything.
 func (f *file) fresh(ctx context.Context) error {
-	if !f.stale.Load() {
+	if !f.news.any() {
 		return nil
 	}
 	f.move.Lock()
 	defer f.move.Unlock()
+	if !f.news.any() { // another reader has seen to it
+		return nil
+	}
 	return f.refresh(ctx)
 }
 
@@ -80,7 +92,7 @@ func (f *file) takeOver(ctx context.Context) error {
 
 // refresh compares with the namespace. Called with move held.
 func (f *file) refresh(ctx context.Context) error {
-	f.stale.Store(false)
+	come := f.news.come.Load()
 	f.mu.Lock()
 	condemned := f.condemned
 	f.mu.Unlock()
@@ -93,7 +105,7 @@ func (f *file) refresh(ctx context.Context) error {
 	}
 	switch {
 	case errors.Is(err, namespace.ErrNotFound) && f.base.below != unread:
-		return nil // reaped; what is here may be read to the end
+		err = nil // reaped; what is here may be read to the end
 	case err == nil && n.Version == f.committed.Version && n.Patches.Below == f.base.below:
 		f.attrsNamed(n)
 	case err == nil && f.undecidable(n.Version):
@@ -102,8 +114,8 @@ func (f *file) refresh(ctx context.Context) error {
 	case err == nil:
 		err = f.rebase(ctx, n, patches)
 	}
-	if err != nil {
-		f.stale.Store(true)
+	if err == nil {
+		f.news.taken.Store(come)
 	}
 	return err
 }
@@ -254,7 +266,7 @@ func (f *file) commitShared(ctx context.Context) error { return f.retry(ctx, f.c
 // retry calls commit, which is commitOnce or patchOnce, until it builds on what the
 // namespace has. Called with move held, which others may have had meanwhile.
 func (f *file) retry(ctx context.Context, commit func(context.Context) error) error {
-	if f.stale.Load() {
+	if f.news.any() {
 		if err := f.refresh(ctx); err != nil {
 			return err
 		}
@@ -282,7 +294,7 @@ func (f *file) nameShared(ctx context.Context, op namespace.Op, size int64, c na
 	n := res.Inodes[len(res.Inodes)-1]
 	if n.Version != res.Index { // the inode as it is by now
 		n.Version, n.Content, n.Size = res.Index, c, size
-		f.stale.Store(true)
+		f.news.add()
 	}
 	f.v.seen.advance(f.ino, f.committed.Version, n.Version)
 	f.buildOn(n)
@@ -337,13 +349,13 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool, by 
 	n, patches := res.Inodes[0], []namespace.Range(nil)
 	if n.Patches.First != 0 {
 		if n, patches, err = f.v.o.State.Patches(f.ino); err != nil {
-			f.stale.Store(true)
+			f.news.add()
 			return err
 		}
 	}
 	if n.Version > res.Index {
-		f.stale.Store(true)
-	} else if !f.stale.Load() {
+		f.news.add()
+	} else if !f.news.any() {
 		f.v.seen.advance(f.ino, f.committed.Version, n.Version)
 	}
 	if f.truncated(n, patches, own, size) {

@@ -77,7 +77,7 @@ func (f *file) doubted(d *doubt, res namespace.Result) {
 	landed := d.landed != 0
 	f.mu.Unlock()
 	if landed {
-		f.stale.Store(true)
+		f.news.add()
 		f.v.tell([]Event{{Ino: f.ino, Content: true}})
 	}
 }

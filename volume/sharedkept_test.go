@@ -75,7 +75,7 @@ func TestWhatTheEndOfTheSessionOvertakesChangesNothing(t *testing.T) {
 			defer f.Release()
 			defer src.Release()
 			m.must(f.TryLock(writeLock(1, 0, 0)))
-			f.f.stale.Store(true)
+			f.f.news.add()
 			f.f.move.Lock() // as the one who folds it has it
 			done := make(chan error, 1)
 			go func() { done <- change(f, src) }()

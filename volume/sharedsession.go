@@ -60,7 +60,7 @@ func (f *file) condemn() bool {
 	if !f.condemned {
 		f.condemned = true
 		f.losses.Add(1)
-		f.stale.Store(true)
+		f.news.add()
 	}
 	return true
 }
@@ -86,7 +86,7 @@ func (f *file) expire(ctx context.Context) error {
 // giveUp saves what was written and not committed, and forgets it. Called with move
 // held and nothing frozen.
 func (f *file) giveUp(ctx context.Context) error {
-	f.stale.Store(false)
+	come := f.news.come.Load()
 	if !f.clean() {
 		if err := f.save(ctx); err != nil {
 			f.v.o.Logger.Error("what was written could not be saved", "inode", f.ino, "err", err)
@@ -97,7 +97,6 @@ func (f *file) giveUp(ctx context.Context) error {
 		n, patches, err = f.committed, f.base.patches.ranges(), nil
 	}
 	if err != nil {
-		f.stale.Store(true)
 		return err
 	}
 	f.mu.Lock()
@@ -109,6 +108,7 @@ func (f *file) giveUp(ctx context.Context) error {
 	f.stand(n, patches)
 	f.mu.Unlock()
 	f.v.seen.forget(f.ino)
+	f.news.taken.Store(come)
 	f.v.tell([]Event{{Ino: f.ino, Content: true}})
 	return nil
 }

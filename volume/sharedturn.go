@@ -48,7 +48,7 @@ func (f *file) inTurn(ctx context.Context, do func() error) (err error) {
 		} else if refused > 0 {
 			time.Sleep(f.v.o.pause(refused - 1))
 		}
-		if refused > 0 || ticket != 0 || f.stale.Load() {
+		if refused > 0 || ticket != 0 || f.news.any() {
 			if err := f.refresh(ctx); err != nil {
 				return err
 			}
