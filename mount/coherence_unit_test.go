@@ -291,6 +291,12 @@ func TestAnswersAreKeptShorterWhileOthersChangeThings(t *testing.T) {
 	if e := k.lookup(1, 1, "f"); e.EntryTimeout() != sharedFor || e.AttrTimeout() != sharedFor {
 		t.Error("timeouts", e.EntryTimeout(), e.AttrTimeout())
 	}
+	// The kernel takes what SETATTR answers even if it was told of a change since.
+	var attr fuse.AttrOut
+	k.want(k.SetAttr(nil, &fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: header(node), Valid: fuse.FATTR_MODE, Mode: 0o600}}, &attr), fuse.OK)
+	if attr.Timeout() != 0 {
+		t.Error("what was set is kept for", attr.Timeout())
+	}
 	q := k.asked(&h, "f")
 	k.otherMoves("f", node, 99) // between the look at the volume and the answer
 	k.other(namespace.Change{Inodes: []namespace.InodeChange{{Ino: namespace.Ino(node)}}})

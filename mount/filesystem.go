@@ -236,8 +236,8 @@ func (fs *fileSystem) attr(op string, ino uint64, a *volume.Attr, err error, out
 
 // agree has the kernel drop the pages of an open file that do not agree with the
 // attributes which it is about to be told: with a size that is new to it, it would read
-// zeros where another node has written. Of SETATTR it is not to be called: the kernel
-// writes no page until that is answered, and if the size is new drops all by itself.
+// zeros where another node has written. Of a SETATTR that sets the size it is not to be
+// called: the kernel writes no page until that is answered.
 func (fs *fileSystem) agree(a *volume.Attr) {
 	if a.Outdated != 0 {
 		fs.dropPages(a.Ino, a.Outdated)
@@ -250,7 +250,9 @@ func (fs *fileSystem) dropPages(ino namespace.Ino, version uint64) {
 	fs.vol.Dropped(ino, version)
 }
 
-// SetAttr is chmod, chown, truncate and utimens.
+// SetAttr is chmod, chown, truncate and utimens. The kernel takes the answer even if it was
+// told since that another node has changed the inode, so while there are others it is to
+// ask again.
 func (fs *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	set := func(ctx context.Context, s volume.SetAttr) (volume.Attr, error) {
 		return fs.vol.SetAttr(ctx, namespace.Ino(in.NodeId), s)
@@ -263,7 +265,14 @@ func (fs *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.A
 		set = h.SetAttr
 	}
 	a, err := set(context.Background(), fs.change(in))
-	return fs.attr("setattr", in.NodeId, &a, err, out)
+	if in.Valid&fuse.FATTR_SIZE == 0 {
+		fs.agree(&a)
+	}
+	status := fs.attr("setattr", in.NodeId, &a, err, out)
+	if fs.coherent.shared() {
+		out.SetTimeout(0)
+	}
+	return status
 }
 
 // change translates what a SETATTR asks for. Changing the owner takes the

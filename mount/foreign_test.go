@@ -20,6 +20,22 @@ import (
 // Who follows a file that grows elsewhere reads what was appended, not the zeros that
 // the kernel had for it behind the former end.
 func TestWhoFollowsAFileThatGrowsElsewhereReadsNoZeros(t *testing.T) {
+	for name, tell := range map[string]func(path string) error{
+		"somebody looks at its attributes": func(path string) error {
+			var st unix.Stat_t
+			return unix.Stat(path, &st)
+		},
+		"somebody sets its times": func(path string) error {
+			now := time.Now()
+			return os.Chtimes(path, now, now)
+		},
+	} {
+		t.Run(name, func(t *testing.T) { testWhoFollows(t, tell) })
+	}
+}
+
+// testWhoFollows has a file followed of which something tells the kernel the size.
+func testWhoFollows(t *testing.T, tell func(path string) error) {
 	_, a, b := newSharedCluster(t)
 	write(t, a.path("log"), "start\n")
 	const records = 2000
@@ -44,14 +60,13 @@ func TestWhoFollowsAFileThatGrowsElsewhereReadsNoZeros(t *testing.T) {
 			}
 		}
 	})
-	all.Go(func() { // somebody looks at the file's attributes, by its name
+	all.Go(func() {
 		for {
 			select {
 			case <-stop:
 				return
 			default:
-				var st unix.Stat_t
-				if err := unix.Stat(b.path("log"), &st); err != nil {
+				if err := tell(b.path("log")); err != nil {
 					t.Error(err)
 					return
 				}
