@@ -39,8 +39,8 @@ func (b *batch) empty() bool { return !b.all && len(b.names)+len(b.inodes) == 0 
 func newToldKernel(t testing.TB) *toldKernel {
 	t.Helper()
 	k := &toldKernel{kernel: newKernel(t), unknown: make(map[uint64]int)}
-	k.server = k
-	k.coherent.start(k)
+	k.server = dropper{k, k.vol}
+	k.coherent.start(k.server)
 	t.Cleanup(k.OnUnmount)
 	return k
 }
@@ -330,6 +330,55 @@ func TestAppendingToASharedFilePassesTheKernelsCacheBy(t *testing.T) {
 			t.Errorf("write %d: told %v", i, k.told)
 		}
 	}
+}
+
+// The kernel has what is written in its page before it asks for the write, and may have
+// dropped and read that again before the write is carried out.
+func TestPagesThatWereReadAgainBeforeAWriteAreDropped(t *testing.T) {
+	k := newSharedKernel(t)
+	node, fh := k.create("f", 0o644)
+	write := func(flags uint32) {
+		t.Helper()
+		in := fuse.WriteIn{InHeader: header(node), Fh: fh, Offset: 8192, Flags: syscall.O_RDWR, WriteFlags: flags}
+		_, status := k.Write(nil, &in, []byte("text"))
+		k.want(status, fuse.OK)
+	}
+	read := func() {
+		t.Helper()
+		_, status := k.Read(nil, &fuse.ReadIn{InHeader: header(node), Fh: fh}, make([]byte, 1))
+		k.want(status, fuse.OK)
+	}
+	drop := func() {
+		t.Helper()
+		k.mu.Lock()
+		k.told = nil
+		k.mu.Unlock()
+		k.other(namespace.Change{Inodes: []namespace.InodeChange{{Ino: namespace.Ino(node), Content: true}}})
+		k.wantTold(fmt.Sprintf("inode %d from 0", node))
+		k.coherent.settle(node) // and it is over
+	}
+	again := fmt.Sprintf("inode %d from 8192", node)
+	wants := func(what string, want bool) {
+		t.Helper()
+		if k.wasTold(again) != want {
+			t.Errorf("%s: told %v", what, k.told)
+		}
+	}
+	read()
+	write(0)
+	wants("nothing was dropped", false)
+	drop()
+	write(0)
+	wants("nothing was read since", false)
+	read()
+	write(0)
+	wants("it was written since", false)
+	drop()
+	read()
+	write(fuse.WRITE_LOCKOWNER)
+	wants("it is past the pages", false)
+	write(0)
+	wants("it was dropped and read", true)
 }
 
 func TestPagesOfWhichTheContentChangedAreNotKept(t *testing.T) {

@@ -128,6 +128,9 @@ func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) 
 // that a mapping has changed are written when they are dropped.
 func (fs *fileSystem) renewed(h *volume.Handle) {
 	ino := uint64(h.Ino())
+	if !h.KeepCache() {
+		fs.vol.Dropping(h.Ino())()
+	}
 	content, any := fs.coherent.settle(ino)
 	switch {
 	case content:
@@ -196,10 +199,22 @@ func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (in
 		// one bit more.
 		err = h.Fsync(ctx, in.Flags&syscall.O_SYNC != syscall.O_SYNC)
 	}
-	if err == nil && in.Flags&syscall.O_APPEND != 0 && fs.coherent.shared() {
-		fs.appended(in, n)
+	if err == nil && fs.coherent.shared() {
+		fs.wrote(h, in, n)
 	}
 	return n, err
+}
+
+// wrote sees to it that the kernel has no page without the n bytes that were written. Of
+// those that are written from pages, or past them, it sees to that itself.
+func (fs *fileSystem) wrote(h *volume.Handle, in *fuse.WriteIn, n int) {
+	if in.WriteFlags&(fuse.WRITE_CACHE|fuse.WRITE_LOCKOWNER) == 0 && h.Refilled() {
+		fs.unpage(in.NodeId, int64(in.Offset), int64(n))
+		h.Refilled()
+	}
+	if in.Flags&syscall.O_APPEND != 0 {
+		fs.appended(in, n)
+	}
 }
 
 // appended has the kernel drop what it holds of the end of a file if n bytes were

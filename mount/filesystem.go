@@ -46,7 +46,7 @@ type fileSystem struct {
 	fuse.RawFileSystem
 
 	vol      *volume.Volume
-	server   notifier // the *fuse.Server, from Init on
+	server   notifier // the *fuse.Server, from Init on: see dropper
 	now      func() time.Time
 	log      *slog.Logger
 	handles  handles
@@ -77,11 +77,11 @@ func (fs *fileSystem) String() string { return fsName }
 
 // Init runs when the kernel has said what it can do, before the first request.
 func (fs *fileSystem) Init(s *fuse.Server) {
-	fs.server = s
+	fs.server = dropper{s, fs.vol}
 	able := s.KernelSettings().Flags64()
 	fs.keepsDirs = able&fuse.CAP_NO_OPENDIR_SUPPORT != 0
 	fs.saysKillSetGID = able&fuse.CAP_SETXATTR_EXT != 0
-	fs.coherent.start(s)
+	fs.coherent.start(fs.server)
 }
 
 // OnUnmount runs after the last request. What the kernel did not give back by

@@ -147,3 +147,68 @@ func TestTwoNodesThatWriteIntoOnePageKeepEachOthersBytes(t *testing.T) {
 		wantContent(t, n.path("f"), string(both))
 	}
 }
+
+// Who has written something reads it, whatever others read and write at the same time.
+func TestANodeReadsWhatItHasWrittenWhileAnotherNodeWrites(t *testing.T) {
+	_, a, b := newSharedCluster(t)
+	write(t, a.path("f"), string(make([]byte, 4096)))
+	const records = 5000
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		defer close(stop)
+		f, err := os.OpenFile(b.path("f"), os.O_RDWR, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		for i := range records {
+			_, err := f.WriteAt([]byte{byte(i)}, 4000)
+			if err == nil {
+				err = f.Sync()
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	f, err := os.OpenFile(a.path("f"), os.O_RDWR, 0)
+	ok(t, err)
+	defer f.Close()
+	var other sync.WaitGroup
+	other.Go(func() { // has pages read that were dropped
+		p := make([]byte, 100)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if _, err := f.ReadAt(p, 1000); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	got := make([]byte, 8)
+	for i, going := 0, true; going; i++ {
+		want := fmt.Appendf(nil, "%08d", i)
+		_, err := f.WriteAt(want, 0)
+		ok(t, err)
+		_, err = f.ReadAt(got, 0)
+		ok(t, err)
+		if !bytes.Equal(got, want) {
+			t.Errorf("read %s, wrote %s", got, want)
+			break
+		}
+		select {
+		case <-stop:
+			going = false
+		default:
+		}
+	}
+	all.Wait()
+	other.Wait()
+}

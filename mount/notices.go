@@ -11,6 +11,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/cairnfs/cairn/namespace"
+	"github.com/cairnfs/cairn/volume"
 )
 
 // What the kernel is told by coherence, and how: in batches, each of them with every
@@ -22,6 +23,19 @@ import (
 type notifier interface {
 	InodeNotify(node uint64, off, length int64) fuse.Status
 	EntryNotify(parent uint64, name string) fuse.Status
+}
+
+// dropper is a notifier that has the volume know when pages are dropped.
+type dropper struct {
+	notifier
+	vol *volume.Volume
+}
+
+func (d dropper) InodeNotify(node uint64, off, length int64) fuse.Status {
+	if off >= 0 && d.vol != nil && d.vol.Shared() {
+		defer d.vol.Dropping(namespace.Ino(node))()
+	}
+	return d.notifier.InodeNotify(node, off, length)
 }
 
 // batch is what the kernel is to be told of.

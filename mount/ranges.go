@@ -5,6 +5,7 @@ package mount
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -65,6 +66,28 @@ func (fs *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.Lseek
 func (fs *fileSystem) writeBack(ino uint64, off, n int64) {
 	if fs.server != nil {
 		fs.server.InodeNotify(ino, off, n) // fails if the kernel has nothing of the inode
+	}
+}
+
+// maxUnpage is how long a request waits for pages to be dropped that it may itself hold.
+const maxUnpage = 10 * time.Millisecond
+
+// unpage is writeBack for a request that must not wait for it long: it may have a page
+// locked in the kernel, or keep changed ones from being written, until it is answered. Then
+// they are dropped after.
+func (fs *fileSystem) unpage(ino uint64, off, n int64) (dropped bool) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fs.writeBack(ino, off, n)
+	}()
+	late := time.NewTimer(maxUnpage)
+	defer late.Stop()
+	select {
+	case <-done:
+		return true
+	case <-late.C:
+		return false
 	}
 }
 

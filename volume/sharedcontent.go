@@ -40,6 +40,7 @@ func randomPause(try int) time.Duration {
 // sharing is what a file of a shared volume knows besides.
 type sharing struct {
 	news    news          // the namespace may have other content
+	refill  refill        // of the kernel's pages
 	version atomic.Uint64 // of committed, 0: not known
 	folding atomic.Bool   // its patches will be folded soon
 	losses  atomic.Uint64 // how often what was written was given up

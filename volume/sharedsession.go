@@ -214,5 +214,6 @@ func (h *Handle) beforeRead(ctx context.Context) error {
 	if err := h.trusted(c); err != nil {
 		return err
 	}
+	h.f.refill.reading()
 	return h.f.fresh(ctx)
 }
