@@ -4,8 +4,10 @@ package mount
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -211,4 +213,37 @@ func TestANodeReadsWhatItHasWrittenWhileAnotherNodeWrites(t *testing.T) {
 	}
 	all.Wait()
 	other.Wait()
+}
+
+// What another node has appended and this one has cut off does not come back with what is
+// written behind it, also if the kernel did not know that the file had become longer.
+func TestWhatWasCutOffDoesNotComeBack(t *testing.T) {
+	_, a, b := newSharedCluster(t)
+	write(t, a.path("f"), strings.Repeat("x", 100))
+	f, err := os.OpenFile(b.path("f"), os.O_RDWR, 0)
+	ok(t, err)
+	defer f.Close()
+	first := make([]byte, 10)
+	_, err = f.ReadAt(first, 0)
+	ok(t, err)
+	other, err := os.OpenFile(a.path("f"), os.O_WRONLY|os.O_APPEND, 0)
+	ok(t, err)
+	_, err = other.WriteString(strings.Repeat("y", 100))
+	ok(t, errors.Join(err, other.Close()))
+	b.idle(t)
+	_, err = f.ReadAt(first, 0) // the kernel has all of the page by that
+	ok(t, err)
+	ok(t, f.Truncate(100))
+	_, err = f.WriteAt([]byte("z"), 150)
+	ok(t, err)
+	want := strings.Repeat("x", 100) + string(make([]byte, 50)) + "z"
+	got := make([]byte, len(want))
+	_, err = f.ReadAt(got, 0)
+	ok(t, err)
+	if string(got) != want {
+		t.Errorf("read %q", got[90:])
+	}
+	ok(t, f.Close())
+	wantContent(t, a.path("f"), want)
+	wantContent(t, b.path("f"), want)
 }

@@ -354,9 +354,11 @@ func (f *file) setSizeShared(ctx context.Context, size int64, killPriv bool, by 
 			return err
 		}
 	}
-	if n.Version > res.Index {
+	switch cut := size > 0 && size < f.committed.Size; {
+	case n.Version > res.Index:
 		f.news.add()
-	} else if !f.news.any() {
+	case !cut && !f.news.any():
+		// Else the kernel may not have known of what was cut, and keep it behind the end.
 		f.v.seen.advance(f.ino, f.committed.Version, n.Version)
 	}
 	if f.truncated(n, patches, own, size) {
