@@ -112,6 +112,7 @@ func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) 
 		return fuse.Status(syscall.ENFILE)
 	}
 	out.Fh = fh
+	h.Answered()
 	if flags&syscall.O_APPEND != 0 && fs.coherent.shared() {
 		// Where the file ends is known here only.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO

@@ -19,11 +19,11 @@ type Handle struct {
 	locks lockPath // of the volume's lockTable
 
 	// Of a shared volume.
-	keep    bool                // what KeepCache says
-	version uint64              // of the content when it was opened
-	known   atomic.Bool         // to the kernel, which has asked for something through it
-	losses  uint64              // of the file, when it was opened
-	sole    namespace.SessionID // under which the node alone has the file open, 0: it need not
+	keep     bool                // what KeepCache says
+	version  uint64              // of the content when it was opened
+	answered atomic.Bool         // to the kernel, which has not asked for anything through it yet
+	losses   uint64              // of the file, when it was opened
+	sole     namespace.SessionID // under which the node alone has the file open, 0: it need not
 }
 
 func (f *file) handle(flags uint32) *Handle {
@@ -38,6 +38,10 @@ func (h *Handle) Ino() namespace.Ino { return h.f.ino }
 // they are if the content is still the one that it was when the kernel last dropped
 // them, but for what was written here.
 func (h *Handle) KeepCache() bool { return h.keep || !h.f.v.Shared() }
+
+// Answered says that the kernel is about to be answered with the handle, and drops its
+// pages unless KeepCache. Of what is opened otherwise it does not know.
+func (h *Handle) Answered() { h.answered.Store(true) }
 
 // Read fills p from off on and returns the number of bytes, which is less than
 // len(p) only where the file ends.

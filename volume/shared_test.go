@@ -258,6 +258,16 @@ func TestKernelPagesAreKeptOnlyIfNoOtherNodeWrote(t *testing.T) {
 	keeps(a, false) // it may have what was cut
 	a.Dropped(attr.Ino, attr.Outdated)
 	keeps(a, true)
+	// What the kernel is not answered with says nothing of its pages.
+	keeps(b, false)
+	w = a.openFile("file", syscall.O_RDWR)
+	a.put(w, []byte("three"), 0)
+	a.closeFile(w)
+	w, err = b.Open(t.Context(), b.find("file"), syscall.O_RDWR) // to write pages that a mapping has changed
+	b.must(err)
+	_, err = w.WritePages(t.Context(), []byte("3"), 0)
+	b.must(err)
+	b.closeFile(w)
 	keeps(b, false)
 }
 

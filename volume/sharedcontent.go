@@ -454,7 +454,7 @@ func (v *Volume) Dropped(ino namespace.Ino, version uint64) { v.seen.set(ino, ve
 // arrived is called with each request about the handle. The first one says that the
 // kernel knows of the handle, and so has dropped its pages if it was to.
 func (h *Handle) arrived() {
-	if !h.known.Load() && h.known.CompareAndSwap(false, true) {
+	if h.answered.Load() && h.answered.CompareAndSwap(true, false) {
 		h.f.v.seen.set(h.f.ino, h.version)
 	}
 }

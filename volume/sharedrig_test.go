@@ -345,6 +345,7 @@ func (m *member) openFile(name string, flags uint32) *Handle {
 	m.t.Helper()
 	h, err := m.Open(context.Background(), m.find(name), flags)
 	m.must(err)
+	h.Answered()
 	return h
 }
 
@@ -353,6 +354,7 @@ func (m *member) createFile(name string, content []byte) {
 	m.t.Helper()
 	_, h, err := m.Create(context.Background(), namespace.RootIno, name, 0o644, syscall.O_RDWR, Caller{})
 	m.must(err)
+	h.Answered()
 	m.put(h, content, 0)
 	m.closeFile(h)
 }
