@@ -22,6 +22,7 @@ import (
 // Who follows a file that grows elsewhere reads what was appended, not the zeros that
 // the kernel had for it behind the former end.
 func TestWhoFollowsAFileThatGrowsElsewhereReadsNoZeros(t *testing.T) {
+	names := 0
 	for name, tell := range map[string]func(path string) error{
 		"somebody looks at its attributes": func(path string) error {
 			var st unix.Stat_t
@@ -30,6 +31,10 @@ func TestWhoFollowsAFileThatGrowsElsewhereReadsNoZeros(t *testing.T) {
 		"somebody sets its times": func(path string) error {
 			now := time.Now()
 			return os.Chtimes(path, now, now)
+		},
+		"somebody gives it more names": func(path string) error {
+			names++
+			return os.Link(path, fmt.Sprint(path, names))
 		},
 	} {
 		t.Run(name, func(t *testing.T) { testWhoFollows(t, tell) })

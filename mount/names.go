@@ -51,11 +51,29 @@ func (fs *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name 
 	return fs.named("symlink", q, &a, err, out)
 }
 
-// Link is link(2).
+// Link is link(2). The kernel takes the answer even if it was answered or told something
+// newer since: it goes back to a size, and has zeros behind that in its pages, whatever they
+// had. So those of an open file are not relied upon until it has taken the answer, and then
+// dropped.
 func (fs *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	q := fs.asked(&in.InHeader, name)
+	if fs.coherent.shared() {
+		if sure, open := fs.vol.Unsure(namespace.Ino(in.Oldnodeid)); open {
+			defer func() { go fs.linked(in.NodeId, name, in.Oldnodeid, sure) }()
+		}
+	}
 	a, err := fs.vol.Link(context.Background(), namespace.Ino(in.Oldnodeid), namespace.Ino(in.NodeId), name)
 	return fs.named("link", q, &a, err, out)
+}
+
+// linked has the kernel drop the pages of an inode once it has taken the answer to LINK:
+// until then nothing else is done in the directory, and who drops a name waits.
+func (fs *fileSystem) linked(parent uint64, name string, ino uint64, sure func()) {
+	defer sure()
+	if fs.server != nil {
+		fs.server.EntryNotify(parent, name)
+		fs.writeBack(ino, 0, 0)
+	}
 }
 
 // Readlink is readlink(2).

@@ -451,6 +451,21 @@ func (v *Volume) Version(ino namespace.Ino) uint64 {
 // had returned the version, or attributes with it as Outdated.
 func (v *Volume) Dropped(ino namespace.Ino, version uint64) { v.seen.set(ino, version) }
 
+// Unsure says that the kernel may spoil its pages of an inode until sure is called: they are
+// outdated until then. It reports whether the file is open, or has no pages that anybody
+// reads.
+func (v *Volume) Unsure(ino namespace.Ino) (sure func(), open bool) {
+	f := v.acquireIfPresent(ino)
+	if f == nil {
+		return nil, false
+	}
+	v.seen.doubt(ino, 1)
+	return func() {
+		v.seen.doubt(ino, -1)
+		v.release(f)
+	}, true
+}
+
 // arrived is called with each request about the handle. The first one says that the
 // kernel knows of the handle, and so has dropped its pages if it was to.
 func (h *Handle) arrived() {
@@ -462,15 +477,16 @@ func (h *Handle) arrived() {
 // seen is the version of the content that the kernel may have pages of, for each
 // inode.
 type seen struct {
-	mu sync.Mutex
-	at map[namespace.Ino]uint64
+	mu     sync.Mutex
+	at     map[namespace.Ino]uint64
+	unsure map[namespace.Ino]int // what they are, so many times
 }
 
 func (s *seen) is(ino namespace.Ino, version uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was, ok := s.at[ino]
-	return ok && was == version
+	return ok && was == version && s.unsure[ino] == 0
 }
 
 // set says that the kernel has no pages of older versions.
@@ -490,6 +506,17 @@ func (s *seen) advance(ino namespace.Ino, from, to uint64) {
 	defer s.mu.Unlock()
 	if was, ok := s.at[ino]; ok && was == from {
 		s.at[ino] = to
+	}
+}
+
+func (s *seen) doubt(ino namespace.Ino, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unsure == nil {
+		s.unsure = make(map[namespace.Ino]int)
+	}
+	if s.unsure[ino] += n; s.unsure[ino] == 0 {
+		delete(s.unsure, ino)
 	}
 }
 
