@@ -78,7 +78,7 @@ type coherence struct {
 
 	wake    chan struct{}
 	quit    chan struct{}
-	done    sync.WaitGroup
+	done    sync.WaitGroup // of all that tells the kernel on its own
 	unwatch func()
 }
 

@@ -57,13 +57,21 @@ func (fs *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name 
 // dropped.
 func (fs *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	q := fs.asked(&in.InHeader, name)
+	dir, ino := in.NodeId, in.Oldnodeid
+	var sure func()
 	if fs.coherent.shared() {
-		if sure, open := fs.vol.Unsure(namespace.Ino(in.Oldnodeid)); open {
-			defer func() { go fs.linked(in.NodeId, name, in.Oldnodeid, sure) }()
-		}
+		sure = fs.vol.Unsure(namespace.Ino(ino))
 	}
-	a, err := fs.vol.Link(context.Background(), namespace.Ino(in.Oldnodeid), namespace.Ino(in.NodeId), name)
-	return fs.named("link", q, &a, err, out)
+	a, err := fs.vol.Link(context.Background(), namespace.Ino(ino), namespace.Ino(dir), name)
+	status := fs.named("link", q, &a, err, out)
+	switch {
+	case sure == nil:
+	case status != fuse.OK:
+		sure()
+	default:
+		fs.coherent.done.Go(func() { fs.linked(dir, name, ino, sure) })
+	}
+	return status
 }
 
 // linked has the kernel drop the pages of an inode once it has taken the answer to LINK:

@@ -77,10 +77,10 @@ const maxUnpage = 10 * time.Millisecond
 // they are dropped after.
 func (fs *fileSystem) unpage(ino uint64, off, n int64) (dropped bool) {
 	done := make(chan struct{})
-	go func() {
+	fs.coherent.done.Go(func() {
 		defer close(done)
 		fs.writeBack(ino, off, n)
-	}()
+	})
 	late := time.NewTimer(maxUnpage)
 	defer late.Stop()
 	select {

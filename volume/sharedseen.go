@@ -50,18 +50,17 @@ func (v *Volume) Version(ino namespace.Ino) uint64 {
 func (v *Volume) Dropped(ino namespace.Ino, version uint64) { v.seen.set(ino, version) }
 
 // Unsure says that the kernel may spoil its pages of an inode until sure is called: they are
-// outdated until then. It reports whether the file is open, or has no pages that anybody
-// reads.
-func (v *Volume) Unsure(ino namespace.Ino) (sure func(), open bool) {
+// outdated until then. It is nil if the file is not open: nobody reads such pages.
+func (v *Volume) Unsure(ino namespace.Ino) (sure func()) {
 	f := v.acquireIfPresent(ino)
 	if f == nil {
-		return nil, false
+		return nil
 	}
 	v.seen.doubt(ino, 1)
 	return func() {
 		v.seen.doubt(ino, -1)
 		v.release(f)
-	}, true
+	}
 }
 
 // arrived is called with each request about the handle. The first one says that the
