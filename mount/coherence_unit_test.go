@@ -343,9 +343,9 @@ func TestPagesThatWereReadAgainBeforeAWriteAreDropped(t *testing.T) {
 		_, status := k.Write(nil, &in, []byte("text"))
 		k.want(status, fuse.OK)
 	}
-	read := func() {
+	read := func(off uint64) {
 		t.Helper()
-		_, status := k.Read(nil, &fuse.ReadIn{InHeader: header(node), Fh: fh}, make([]byte, 1))
+		_, status := k.Read(nil, &fuse.ReadIn{InHeader: header(node), Fh: fh, Offset: off}, make([]byte, 4096))
 		k.want(status, fuse.OK)
 	}
 	drop := func() {
@@ -364,17 +364,28 @@ func TestPagesThatWereReadAgainBeforeAWriteAreDropped(t *testing.T) {
 			t.Errorf("%s: told %v", what, k.told)
 		}
 	}
-	read()
+	write(0) // what an open has dropped counts until then
+	read(8192)
 	write(0)
 	wants("nothing was dropped", false)
 	drop()
 	write(0)
 	wants("nothing was read since", false)
-	read()
+	read(8192)
 	write(0)
 	wants("it was written since", false)
 	drop()
-	read()
+	read(4096)
+	read(12288)
+	write(0)
+	wants("others were read since", false)
+	drop()
+	read(8192)
+	drop()
+	write(0)
+	wants("it was dropped since", false)
+	drop()
+	read(8192)
 	write(fuse.WRITE_LOCKOWNER)
 	wants("it is past the pages", false)
 	write(0)

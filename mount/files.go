@@ -129,9 +129,6 @@ func (fs *fileSystem) opened(h *volume.Handle, flags uint32, out *fuse.OpenOut) 
 // that a mapping has changed are written when they are dropped.
 func (fs *fileSystem) renewed(h *volume.Handle) {
 	ino := uint64(h.Ino())
-	if !h.KeepCache() {
-		fs.vol.Dropping(h.Ino())()
-	}
 	content, any := fs.coherent.settle(ino)
 	switch {
 	case content:
@@ -209,9 +206,8 @@ func (fs *fileSystem) write(h *volume.Handle, in *fuse.WriteIn, data []byte) (in
 // wrote sees to it that the kernel has no page without the n bytes that were written. Of
 // those that are written from pages, or past them, it sees to that itself.
 func (fs *fileSystem) wrote(h *volume.Handle, in *fuse.WriteIn, n int) {
-	if in.WriteFlags&(fuse.WRITE_CACHE|fuse.WRITE_LOCKOWNER) == 0 && h.Refilled() {
-		fs.unpage(in.NodeId, int64(in.Offset), int64(n))
-		h.Refilled()
+	if in.WriteFlags&(fuse.WRITE_CACHE|fuse.WRITE_LOCKOWNER) == 0 && h.Refilled(int64(in.Offset), int64(n)) {
+		fs.unpage(in.NodeId, int64(in.Offset), int64(n), maxUnpageWritten)
 	}
 	if in.Flags&syscall.O_APPEND != 0 {
 		fs.appended(in, n)

@@ -267,7 +267,7 @@ func (fs *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.A
 	a, err := set(context.Background(), fs.change(in))
 	if in.Valid&fuse.FATTR_SIZE == 0 {
 		fs.agree(&a)
-	} else if a.Outdated != 0 && fs.unpage(in.NodeId, 0, 0) {
+	} else if a.Outdated != 0 && fs.unpage(in.NodeId, 0, 0, maxUnpageCut) {
 		// By itself the kernel drops nothing if the file has the size that it knew, and
 		// what others had appended would be there again when it grows.
 		fs.vol.Dropped(a.Ino, a.Outdated)

@@ -25,14 +25,15 @@ type notifier interface {
 	EntryNotify(parent uint64, name string) fuse.Status
 }
 
-// dropper is a notifier that has the volume know when pages are dropped.
+// dropper is a notifier that has the volume know when all pages of an inode are dropped.
+// Only requests that keep the kernel from writing to it drop some.
 type dropper struct {
 	notifier
 	vol *volume.Volume
 }
 
 func (d dropper) InodeNotify(node uint64, off, length int64) fuse.Status {
-	if off >= 0 && d.vol != nil && d.vol.Shared() {
+	if off == 0 && length == 0 && d.vol != nil && d.vol.Shared() {
 		defer d.vol.Dropping(namespace.Ino(node))()
 	}
 	return d.notifier.InodeNotify(node, off, length)

@@ -69,19 +69,25 @@ func (fs *fileSystem) writeBack(ino uint64, off, n int64) {
 	}
 }
 
-// maxUnpage is how long a request waits for pages to be dropped that it may itself hold.
-const maxUnpage = 10 * time.Millisecond
+// How long a request waits at most for pages to be dropped that it may itself hold in the
+// kernel until it is answered. Then they are dropped after.
+const (
+	// What is waited for is that whoever reads these pages is answered. A page that the
+	// write itself has locked was not read before, unless the kernel has dropped it since
+	// for want of memory.
+	maxUnpageWritten = 250 * time.Millisecond
+	// A truncation keeps pages that a mapping has changed from being written.
+	maxUnpageCut = 10 * time.Millisecond
+)
 
-// unpage is writeBack for a request that must not wait for it long: it may have a page
-// locked in the kernel, or keep changed ones from being written, until it is answered. Then
-// they are dropped after.
-func (fs *fileSystem) unpage(ino uint64, off, n int64) (dropped bool) {
+// unpage is writeBack for a request that must not wait for it longer.
+func (fs *fileSystem) unpage(ino uint64, off, n int64, longest time.Duration) (dropped bool) {
 	done := make(chan struct{})
 	fs.coherent.done.Go(func() {
 		defer close(done)
 		fs.writeBack(ino, off, n)
 	})
-	late := time.NewTimer(maxUnpage)
+	late := time.NewTimer(longest)
 	defer late.Stop()
 	select {
 	case <-done:

@@ -41,7 +41,12 @@ func (h *Handle) KeepCache() bool { return h.keep || !h.f.v.Shared() }
 
 // Answered says that the kernel is about to be answered with the handle, and drops its
 // pages unless KeepCache. Of what is opened otherwise it does not know.
-func (h *Handle) Answered() { h.answered.Store(true) }
+func (h *Handle) Answered() {
+	h.answered.Store(true)
+	if !h.KeepCache() {
+		h.f.refill.drops()
+	}
+}
 
 // Read fills p from off on and returns the number of bytes, which is less than
 // len(p) only where the file ends.
@@ -49,6 +54,7 @@ func (h *Handle) Read(ctx context.Context, p []byte, off int64) (int, error) {
 	for {
 		was := h.f.basis()
 		if h.f.v.Shared() {
+			h.f.refill.reading(off, int64(len(p)))
 			if err := h.beforeRead(ctx); err != nil {
 				return 0, err
 			}

@@ -214,6 +214,5 @@ func (h *Handle) beforeRead(ctx context.Context) error {
 	if err := h.trusted(c); err != nil {
 		return err
 	}
-	h.f.refill.reading()
 	return h.f.fresh(ctx)
 }
